@@ -18,7 +18,7 @@ from agentflow.environments.websearch.relations import DISTRACTORS, LEADS, RELAT
 SHARES: Mapping[Kind, float] = {"person": 0.45, "town": 0.15, "institution": 0.15, "work": 0.25}
 """Share of each kind among the pages."""
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-_YEARS = (1500, 1999)
+_YEARS = (1800, 1899)
 _NAMED_SHARE = 0.5
 """Share of sentences that name the page's entity; the others say `she`, `he` or `it`."""
 

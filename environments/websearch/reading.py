@@ -6,6 +6,7 @@ only a few times. Here every turn does, so it comes before imitation of the sear
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
@@ -20,7 +21,7 @@ from agentflow.errors import EnvironmentFailure
 from agentflow.messages import Message
 from agentflow.trajectory import Task
 
-Names: TypeAlias = Mapping[Kind, Sequence[str]]
+Names: TypeAlias = Mapping[Kind, tuple[str, ...]]
 Passage: TypeAlias = tuple[str, list[list[str]]]
 """A text, and pairs of a question and its answer."""
 
@@ -164,12 +165,35 @@ _STYLES: Mapping[str, Callable[[int, Names, random.Random], Passage]] = {
 
 
 def _entities(count: int, names: Names, rng: random.Random) -> list[Entity]:
-    """Make up entities of different names."""
+    """Make up entities of different names that are easily taken for each other, as the results of a search are."""
     kinds: dict[str, Kind] = {}
     while len(kinds) < count:
-        kind = rng.choice(KINDS)
-        kinds[rng.choice(names[kind])] = kind
+        if kinds and rng.random() < _ALIKE_SHARE:
+            like = rng.choice(list(kinds))
+            kind = kinds[like]
+            kinds[rng.choice(_alike(names[kind])[rng.choice(_telling_words(like))])] = kind
+        else:
+            kind = rng.choice(KINDS)
+            kinds[rng.choice(names[kind])] = kind
     return [Entity(name, kind, draw_facts(name, kind, names=names, rng=rng)) for name, kind in kinds.items()]
+
+
+_ALIKE_SHARE = 0.7
+"""Share of the names of a passage that have a word in common with another."""
+
+
+@lru_cache
+def _alike(names: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
+    """Index names by their words."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for word in _telling_words(name):
+            found.setdefault(word, []).append(name)
+    return found
+
+
+def _telling_words(name: str) -> list[str]:
+    return [word for word in name.split() if word != "The"]
 
 
 def _question(relation: Relation, entity: Entity, rng: random.Random) -> list[str]:
