@@ -15,12 +15,11 @@ import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import gymnasium
 from pydantic import BaseModel
@@ -34,8 +33,6 @@ from agentflow.trajectory import Task
 Split: TypeAlias = Literal["train", "heldout"]
 Observation: TypeAlias = tuple[Message, ...]
 StepResult: TypeAlias = tuple[Observation, float, bool, bool, dict[str, Any]]
-
-T = TypeVar("T")
 
 ENTRY_POINT_GROUP = "agentflow.environments"
 
@@ -121,19 +118,6 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
     async def astep(self, action: Message) -> StepResult:
         """Step without blocking the event loop; override it where a step can be awaited."""
         return await asyncio.to_thread(self.step, action)
-
-
-def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine from synchronous code, even where that code was itself called from an event loop.
-
-    Each call has an event loop of its own: nothing that belongs to a loop outlives it.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
 
 
 def load_tasks(environment: Environment, split: Split) -> tuple[Task, ...]:

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from gymnasium.utils.env_checker import check_env
 
-from agentflow.environment import Environment, Split, load_tasks, run_blocking
+from agentflow.concurrency import run_blocking
+from agentflow.environment import Environment, Split, load_tasks
 from agentflow.environment_probe import (
     SEED,
     SUCCESS,

@@ -5,7 +5,7 @@ are not on it. Token weights are normalised over the WHOLE batch, so the losses 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -86,11 +86,25 @@ class LossSums:
         """Add the sums of another micro-batch."""
         return LossSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    @property
+    def loss(self) -> float:
+        """The whole loss."""
+        return self.policy_loss + self.kl_loss + self.entropy_loss
+
+    def with_losses_divided(self, count: int) -> "LossSums":
+        """Average the losses over a number of updates; all else stays a sum over tokens."""
+        return replace(
+            self,
+            policy_loss=self.policy_loss / count,
+            kl_loss=self.kl_loss / count,
+            entropy_loss=self.entropy_loss / count,
+        )
+
     def means(self) -> dict[str, float]:
         """Return the metrics by name: losses as they are, everything else for each token."""
         count = max(self.num_tokens, 1.0)
         return {
-            "loss": self.policy_loss + self.kl_loss + self.entropy_loss,
+            "loss": self.loss,
             "loss/policy": self.policy_loss,
             "loss/kl": self.kl_loss,
             "loss/entropy": self.entropy_loss,

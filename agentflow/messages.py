@@ -38,6 +38,11 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
 
+    def __post_init__(self) -> None:
+        """Replace lone surrogates, which some web pages and JSON texts hold: no tokenizer and no file takes them."""
+        if not self.content.isascii():
+            object.__setattr__(self, "content", self.content.encode("utf-8", "replace").decode())
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import RepositoryNotFoundError
 from pydantic import Field
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agentflow.attention import use_agentflow_attention
@@ -72,22 +75,50 @@ def load_model(config: ModelConfig) -> LoadedModel:
     path = str(STARTER_FOLDER) if config.path == STARTER else config.path
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
+    if not Path(path).is_dir():
+        _check_hub(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
-    except (OSError, ValueError) as error:
+    # Damaged weights are a SafetensorError, weights of another shape a RuntimeError.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"Cannot load the model {config.path!r}: {first_line}",
-            "Give a folder with config.json, weights and tokenizer, a hub id that can be reached, or `starter`.",
-        ) from error
+        raise ModelError(f"Cannot load the model {config.path!r}: {first_line}", _WANTED) from error
     model.to(device)
     use_agentflow_attention(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        _checkpoint_gradients(model)
     if config.lora_rank:
         model = _with_lora(model, config)
     return LoadedModel(model, tokenizer, STARTER if config.path == STARTER else Path(config.path).name)
+
+
+_WANTED = "Give a folder with config.json, weights and tokenizer, a hub id that can be reached, or `starter`."
+
+
+def _check_hub(name: str) -> None:
+    """Refuse at once what is neither a folder nor a model of the hub; transformers would try for a minute."""
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        problem = "is not a folder" if Path(name).exists() else "does not exist"
+        raise ModelError(f"The model {name!r} {problem}.", _WANTED)
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        model_info(name, timeout=10)
+    except RepositoryNotFoundError:
+        raise ModelError(f"There is no folder {name!r} here, and no such model on the hub.", _WANTED) from None
+    except Exception as error:
+        raise ModelError(
+            f"There is no folder {name!r} here, and the hub cannot be asked: {type(error).__name__}: {error}.", _WANTED
+        ) from error
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Recompute activations layer by layer, without the dropout of the training mode that transformers asks for."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # this module alone: its children stay in evaluation mode
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -107,6 +138,8 @@ def _device(name: str) -> torch.device:
         raise ModelError(f"model.device = {name!r} is no device.", "Use auto, cpu or cuda.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"model.device = {name!r}, but torch sees no GPU.", "Use model.device=cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"model.device = {name!r}, but torch sees {torch.cuda.device_count()} GPUs.", "Use cuda:0.")
     return device
 
 

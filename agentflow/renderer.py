@@ -4,8 +4,9 @@
     prompt_k = prompt_{k-1} + sampled_{k-1} + extend(messages)
 
 What the policy sampled is never rendered again: `extend` returns the tokens that stand between a sampled turn and
-the next one, whatever the sampled turn said. A chat template for which that is not possible, because it rewrites
-earlier messages when later ones arrive, is refused at construction.
+the next one, whatever the sampled turn said. So the transcript only grows even where a chat template would rewrite
+history, as those that drop the reasoning of earlier turns do. A template that leaves a turn out altogether is refused
+at construction.
 """
 
 import re
@@ -23,10 +24,11 @@ from agentflow.messages import Message, Reply, ToolCall, ToolSchema, to_chat
 from agentflow.trajectory import Completion
 
 _MAX_REMEMBERED = 1 << 16  # observations whose tokens are kept; groups see the same ones again and again
-_PROBE = Message("assistant", "probe")
+_MARK = "agentflowprobe"  # what the probing turns say: found again in whatever a template makes of them
+_PROBE = Message("assistant", _MARK)
 _PROBE_SYSTEM = Message("system", "rules")
 _PROBE_USER = Message("user", "question")
-_PROBE_CALL = Message("assistant", "", (ToolCall("tool", {"argument": "value"}),))
+_PROBE_CALL = Message("assistant", "", (ToolCall("tool", {"argument": _MARK}),))
 
 
 class Renderer:
@@ -37,8 +39,8 @@ class Renderer:
         tools: The tools that the policy is told of in the first prompt.
 
     Raises:
-        ModelError: The tokenizer has no chat template, its template is not append-only, or tools are given and
-            nothing says how its tool calls are written.
+        ModelError: The tokenizer has no chat template, its template does not close an assistant turn with a special
+            token or leaves one out, or tools are given and nothing says how its tool calls are written.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[ToolSchema] = ()) -> None:
@@ -50,12 +52,18 @@ class Renderer:
         self.tokenizer = tokenizer
         self.tools: list[Any] = [dict(tool) for tool in tools]
         self._template = load_response_template(_response_template(tokenizer)) if tools else None
-        special = sorted(str(token) for token in tokenizer.added_tokens_decoder.values())
+        added = sorted(str(token) for token in tokenizer.added_tokens_decoder.values())
+        special = [token for token in added if token.strip()]
         self._special = re.compile("|".join(re.escape(token) for token in special)) if special else None
         self._opening = self._render([_PROBE_SYSTEM, _PROBE_USER], generation=True)
-        self.stop_ids = self._find_stop_ids()
+        self._closing_id = self._find_closing()
+        self._closing_text = str(tokenizer.decode([self._closing_id]))
+        eos = tokenizer.eos_token_id
+        self.stop_ids = frozenset({self._closing_id} | ({eos} if isinstance(eos, int) else set()))
         self._extensions: dict[tuple[Message, ...], tuple[int, ...]] = {}
-        self._heads: dict[bool, str] = {}
+        self.extend([Message("user", "next")])
+        if self.tools:
+            self.extend([Message("tool", "result", name="tool")])
 
     def start(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of the first prompt, up to where the assistant speaks."""
@@ -64,6 +72,8 @@ class Renderer:
     def extend(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the tokens between the stop token of a sampled turn and the place where the next one starts."""
         key = tuple(messages)
+        if any(message.tool_calls for message in key):  # their arguments cannot be hashed
+            return tuple(self._encode(self._between(key)))
         if len(self._extensions) >= _MAX_REMEMBERED:
             self._extensions.clear()
         if key not in self._extensions:
@@ -86,7 +96,7 @@ class Renderer:
 
     def closing(self) -> int:
         """Return the token that is appended where a turn was cut before its stop token."""
-        return min(self.stop_ids)
+        return self._closing_id
 
     def parse(self, completion: Completion) -> Reply:
         """Read what a policy said; a reply that is not well formed carries the error and the raw text."""
@@ -136,45 +146,43 @@ class Renderer:
         return ids
 
     def _between(self, messages: tuple[Message, ...]) -> str:
-        """Render around a known assistant turn and cut off everything up to its stop token.
+        """Render after a known assistant turn and cut off everything up to the token that closes it.
 
         The assistant turn before a tool message must carry a call: many templates refuse a result without one.
         """
         after_call = bool(messages) and messages[0].role == "tool"
         history = [_PROBE_SYSTEM, _PROBE_USER, _PROBE_CALL if after_call else _PROBE]
-        if after_call not in self._heads:
-            rendered = self._render(history, generation=False)
-            stop = self._stop_text(rendered)
-            self._heads[after_call] = rendered[: rendered.rindex(stop) + len(stop)]
-        head = self._heads[after_call]
-        after = self._render([*history, *messages], generation=True)
-        if not after.startswith(head):
+        after = self._after_mark(self._render([*history, *messages], generation=True))
+        _, closed, between = after.partition(self._closing_text)
+        if not closed:
             raise ModelError(
-                f"The chat template of {self.tokenizer.name_or_path!r} rewrites earlier messages when more arrive.",
-                "Training needs an append-only template: use one that keeps the history as it is.",
+                f"The chat template of {self.tokenizer.name_or_path!r} leaves out the end of an assistant turn when "
+                "messages follow it.",
+                "Training needs a template that closes each turn in the same way.",
             )
-        return after[len(head) :]
+        return between
 
-    def _stop_text(self, rendered: str) -> str:
-        ids = self._encode(rendered)
-        stop = next((token for token in reversed(ids) if token in self.stop_ids), None)
-        assert stop is not None, "construction made sure that a finished turn holds a stop token"
-        return str(self.tokenizer.decode([stop]))
-
-    def _find_stop_ids(self) -> frozenset[int]:
-        """Take the special token that closes a rendered assistant turn, and the tokenizer's own end token."""
+    def _find_closing(self) -> int:
+        """Take the first special token after what an assistant said: the one that closes its turn."""
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        before = self._encode(self._opening)
-        ids = self._encode(self._render([_PROBE_SYSTEM, _PROBE_USER, _PROBE], generation=False))
-        closing = [token for token in ids[len(before) :] if token in special]
-        if not closing:
+        after = self._after_mark(self._render([_PROBE_SYSTEM, _PROBE_USER, _PROBE], generation=False))
+        closing = next((token for token in self._encode(after) if token in special), None)
+        if closing is None:
             raise ModelError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not close an assistant turn with a "
                 "special token.",
                 "A policy needs a token that ends its turn: add one to the template and to the tokenizer.",
             )
-        eos = self.tokenizer.eos_token_id
-        return frozenset({closing[0]} | ({eos} if isinstance(eos, int) else set()))
+        return closing
+
+    def _after_mark(self, rendered: str) -> str:
+        _, found, after = rendered.rpartition(_MARK)
+        if not found:
+            raise ModelError(
+                f"The chat template of {self.tokenizer.name_or_path!r} leaves out an assistant turn.",
+                "Training needs a template that keeps the whole history.",
+            )
+        return after
 
 
 def _tool_call(parsed: dict[str, Any]) -> ToolCall:

@@ -12,13 +12,12 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any, Protocol
 
 from pydantic import Field
 
+from agentflow.concurrency import DaemonThreads
 from agentflow.config import Config
 from agentflow.errors import RunAborted
 from agentflow.trajectory import Group, Task, Trajectory
@@ -49,7 +48,7 @@ class Episode:
     Attributes:
         id: The trajectory's id.
         task: What is posed.
-        seed: Fixes the environment's and the sampler's randomness.
+        seed: Fixes the environment's randomness, the same for all of a group; with the id, the sampler's.
     """
 
     id: str
@@ -150,7 +149,7 @@ class Rollout:
     ) -> Collected:
         """Collect from synchronous code; see `collect`."""
         with asyncio.Runner() as runner:
-            runner.get_loop().set_default_executor(_DaemonThreads())
+            runner.get_loop().set_default_executor(DaemonThreads())
             return runner.run(self.collect(tasks, group_size=group_size, seed=seed, label=label, progress=progress))
 
     async def collect(
@@ -176,7 +175,7 @@ class Rollout:
         """
         started = time.monotonic()
         episodes = [
-            Episode(f"{label}/{i:03d}-{task.id}/{k}", task, derive_seed(seed, label, i, k))
+            Episode(f"{label}/{i:03d}-{task.id}/{k}", task, derive_seed(seed, label, i))
             for i, task in enumerate(tasks)
             for k in range(group_size)
         ]
@@ -234,24 +233,3 @@ def derive_seed(*parts: object) -> int:
     """Return a 63-bit seed that depends on every part and on nothing else, the same on every machine."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-class _DaemonThreads(ThreadPoolExecutor):
-    """One daemon thread a call: an environment that hangs for ever blocks neither the others nor the exit."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  the future carries it to whoever waits
-                future.set_exception(error)
-
-        Thread(target=work, daemon=True).start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave daemon threads to the exit of the process."""

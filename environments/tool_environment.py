@@ -14,7 +14,6 @@ A turn with tool calls is answered by their results; a message without any is th
 """
 
 import asyncio
-import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
@@ -26,7 +25,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from agentflow.environment import Environment, Observation, StepResult, load_tasks, run_blocking
+from agentflow.concurrency import call, run_blocking
+from agentflow.environment import Environment, Observation, StepResult, load_tasks
 from agentflow.errors import ConfigError, DataError, EnvironmentFailure, EpisodeFailure, ScoreFailure, ToolError
 from agentflow.messages import Message, ToolCall, ToolSchema
 from agentflow.tools.tool import Tool, tools_of
@@ -59,7 +59,9 @@ class ToolEnvironment(Environment):
     `reset(options={"task": task})` takes a `Task`, its fields as a mapping, or its id; without one a training task is
     drawn by the seed.
 
-    Every synchronous `reset` or `step` runs an event loop of its own, and so does every rollout: a client that belongs
+    Each plain function of a subclass (tool, score, `on_reset`, `turn_terms`) runs in a thread, so that one which waits or
+    hangs holds up its own episode only; an `async def` runs in the event loop and must not block it. Every synchronous
+    `reset` or `step` runs an event loop of its own, and so does every rollout: a client that belongs
     to one loop (an aiohttp session) must be opened within the call, not kept on the instance or class.
     """
 
@@ -88,8 +90,8 @@ class ToolEnvironment(Environment):
     def on_reset(self, task: Task, rng: np.random.Generator) -> Awaitable[None] | None:
         """Set up the state of one episode, drawing all randomness from `rng`; may be async."""
 
-    def turn_terms(self, results: Sequence[ToolResult]) -> Mapping[str, float]:
-        """Return further reward terms for a turn with tool calls."""
+    def turn_terms(self, results: Sequence[ToolResult]) -> Mapping[str, float] | Awaitable[Mapping[str, float]]:
+        """Return further reward terms for a turn with tool calls; may be async."""
         return {}
 
     @cached_property
@@ -130,7 +132,7 @@ class ToolEnvironment(Environment):
         # Two streams: the episode of a task is the same whether the task was drawn or given.
         choice, episode = self.np_random.spawn(2)
         task = self._find_task(options or {}, choice)
-        await _settled(self.on_reset(task, episode))
+        await call(self.on_reset, task, episode)
         self._task = task
         system = (Message("system", self.instructions),) if self.instructions else ()
         return (*system, Message("user", task.prompt)), {"task_id": task.id}
@@ -151,8 +153,10 @@ class ToolEnvironment(Environment):
             return await self._finish(task, action.content)
         results = await self._call_all(action.tool_calls)
         try:
-            extra = self.turn_terms(results)
-        except Exception as error:
+            extra = await call(self.turn_terms, results)
+        except EpisodeFailure:
+            raise
+        except (Exception, SystemExit) as error:
             raise ScoreFailure(f"turn_terms raised {type(error).__name__}: {error}") from error
         valid = sum(result.valid for result in results) / len(results)
         terms = {"valid_call": valid, **_finite("turn_terms", extra)}
@@ -162,7 +166,7 @@ class ToolEnvironment(Environment):
 
     async def _finish(self, task: Task, answer: str) -> StepResult:
         try:
-            scored = await _settled(self.score(task, answer))
+            scored = await call(self.score, task, answer)
         except EpisodeFailure:
             raise
         except (Exception, SystemExit) as error:
@@ -182,7 +186,7 @@ class ToolEnvironment(Environment):
             if broken:
                 raise broken[0]
             return [outcome for outcome in outcomes if isinstance(outcome, ToolResult)]
-        return [await self._call(call) for call in calls]
+        return [await self._call(wanted) for wanted in calls]
 
     async def _call(self, call: ToolCall) -> ToolResult:
         tool = self.tools.get(call.name)
@@ -248,6 +252,3 @@ def _finite(source: str, terms: Any) -> dict[str, float]:
             raise ScoreFailure(f"{source} returned {name!r}: {value!r}, not a name with a finite number")
     return {name: float(value) for name, value in terms.items()}
 
-
-async def _settled(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result

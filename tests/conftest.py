@@ -1,4 +1,4 @@
-"""What every test relies on: one torch thread, no model hub, and GPU tests that say why they are skipped."""
+"""What every test relies on: one torch thread, repeatable examples, no model hub, and GPU tests that say why they are skipped."""
 
 import os
 
@@ -8,8 +8,12 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# The same examples in every run, and no time limit: a busy machine must not turn a test red.
+settings.register_profile("agentflow", deadline=None, derandomize=True)
+settings.load_profile("agentflow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema, ErrorDetails, to_jsonable_python
 
+from agentflow.concurrency import call
 from agentflow.errors import ConfigError, EpisodeFailure, ToolError, ToolFailure
 from agentflow.messages import ToolSchema
 
@@ -43,7 +44,6 @@ class Tool:
         function: The function; for a method, bound to its instance.
         timeout_s: Seconds after which a call is given up; None for no limit of its own.
         parallel: Whether calls of one turn may overlap.
-        blocking: Whether the function runs in a thread of its own.
     """
 
     name: str
@@ -52,7 +52,6 @@ class Tool:
     function: Callable[..., Any]
     timeout_s: float | None = None
     parallel: bool = False
-    blocking: bool = False
     _signature: TypeAdapter[dict[str, Any]] = field(kw_only=True, repr=False, compare=False)
 
     @property
@@ -103,7 +102,7 @@ class Tool:
         """
         try:
             async with asyncio.timeout(self.timeout_s) as limit:
-                return await self._start(arguments)
+                return await call(self.function, **arguments)
         except (ToolError, EpisodeFailure):
             raise
         # SystemExit too: a tool that calls `exit()` must not take the run along.
@@ -125,13 +124,6 @@ class Tool:
         except ValueError as error:
             raise ToolFailure(f"the result of tool {self.name} has no JSON form: {error}") from error
 
-    async def _start(self, arguments: Mapping[str, Any]) -> Any:
-        # A plain function runs inline: a thread would let the order of events, and so a run, depend on the scheduler.
-        if self.blocking:
-            return await asyncio.to_thread(self.function, **arguments)
-        result = self.function(**arguments)
-        return await result if inspect.isawaitable(result) else result
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, without validation."""
         return self.function(*args, **kwargs)
@@ -149,7 +141,7 @@ def tool(function: Callable[..., Any], /) -> Tool: ...
 
 @overload
 def tool(
-    *, name: str | None = None, timeout_s: float | None = None, parallel: bool = False, blocking: bool = False
+    *, name: str | None = None, timeout_s: float | None = None, parallel: bool = False
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -160,23 +152,23 @@ def tool(
     name: str | None = None,
     timeout_s: float | None = None,
     parallel: bool = False,
-    blocking: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a typed function, or of a method (its first parameter is `self`).
+
+    A plain function runs in a thread of its own; an async one runs in the event loop and must not block it.
 
     Args:
         function: A function, sync or async, each parameter with a type.
         name: What the model calls it; the function's own name by default.
-        timeout_s: Seconds after which a call becomes the text `timed out`; for async and blocking functions.
-        parallel: Let the calls of one turn overlap; for async and blocking functions.
-        blocking: Run a sync function in a thread, because it waits on a disk, a network or a process.
+        timeout_s: Seconds after which a call becomes the text `timed out`.
+        parallel: Let the calls of one turn overlap.
 
     Raises:
-        ConfigError: A parameter has no type or one that JSON cannot carry, or an option cannot take effect.
+        ConfigError: A parameter has no type or one that JSON cannot carry.
     """
     if function is None:
-        return partial(_make, name=name, timeout_s=timeout_s, parallel=parallel, blocking=blocking)
-    return _make(function, name=name, timeout_s=timeout_s, parallel=parallel, blocking=blocking)
+        return partial(_make, name=name, timeout_s=timeout_s, parallel=parallel)
+    return _make(function, name=name, timeout_s=timeout_s, parallel=parallel)
 
 
 def tools_of(owner: object) -> dict[str, Tool]:
@@ -195,18 +187,8 @@ def tools_of(owner: object) -> dict[str, Tool]:
     return tools
 
 
-def _make(
-    function: Callable[..., Any], *, name: str | None, timeout_s: float | None, parallel: bool, blocking: bool
-) -> Tool:
+def _make(function: Callable[..., Any], *, name: str | None, timeout_s: float | None, parallel: bool) -> Tool:
     name = name or function.__name__
-    is_async = inspect.iscoroutinefunction(function)
-    if blocking and is_async:
-        raise ConfigError(f"Tool {name!r} is async and blocking.", "Drop blocking=True: an async function only awaits.")
-    if (timeout_s is not None or parallel) and not (is_async or blocking):
-        raise ConfigError(
-            f"Tool {name!r} is a plain function, which runs inline: timeout_s and parallel cannot take effect.",
-            "Make it `async def`, or add blocking=True to run it in a thread.",
-        )
     signature = _signature_of(function, name)
     doc = parse_docstring(inspect.getdoc(function) or "")
     parameters = signature.json_schema(schema_generator=_Untitled)
@@ -220,7 +202,6 @@ def _make(
         function=function,
         timeout_s=timeout_s,
         parallel=parallel,
-        blocking=blocking,
         _signature=signature,
     )
 

@@ -126,11 +126,6 @@ class AlgorithmConfig(Config):
         return self.kl_coefficient > 0
 
     @property
-    def needs_behaviour(self) -> bool:
-        """Whether the loss reads the sampler's own log-probs."""
-        return self.mismatch != "none"
-
-    @property
     def needs_entropy_gradient(self) -> bool:
         """Whether the entropies must carry a gradient."""
         return self.entropy_coefficient > 0

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from agentflow.agents.react import ReAct
 from agentflow.agents.scripted import Scripted
-from agentflow.environment import Environment, load_environment
+from agentflow.environment import Environment, load_environment, load_tasks
+from agentflow.errors import ConfigError
 from agentflow.models import LoadedModel, load_model
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.renderer import Renderer
@@ -58,6 +59,15 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     loaded = loaded or load_model(config.model)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
     policy = TransformersPolicy(loaded.model, sorted(renderer.stop_ids))
+    if config.agent.max_episode_tokens > policy.max_length:
+        raise ConfigError(
+            f"agent.max_episode_tokens = {config.agent.max_episode_tokens} is more than the {policy.max_length} tokens "
+            "that the model has positions for.",
+            f"Set agent.max_episode_tokens={policy.max_length} or less.",
+        )
+    if config.policy.backend == "scripted":
+        # An environment without an expert says so here.
+        environment.expert(load_tasks(environment, "train")[0], seed=0)
     play = Scripted if config.policy.backend == "scripted" else ReAct
     agent = play(
         make_environment,

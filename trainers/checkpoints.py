@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from agentflow.errors import DataError
@@ -63,7 +64,7 @@ def load_checkpoint(folder: Path, *, loaded: LoadedModel, learner: Learner) -> d
         learner.load_state_dict(trainer)
         torch.set_rng_state(trainer["torch_rng"].cpu())
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
+    except (RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
         raise DataError(f"{folder} is not a checkpoint of this run: {error}.", "Resume another run.") from error
     return state
 
@@ -74,7 +75,11 @@ def _load_weights(folder: Path, loaded: LoadedModel) -> None:
     if adapter.exists():
         from peft import set_peft_model_state_dict  # noqa: PLC0415  peft takes a second to import
 
-        set_peft_model_state_dict(model, load_file(adapter))
+        # What is trained is the adapter: all of it must be there, and nothing else.
+        result = set_peft_model_state_dict(model, load_file(adapter))
+        lost = [name for name in result.missing_keys if "lora_" in name]
+        if lost or result.unexpected_keys:
+            raise ValueError(f"its adapter and the model's differ in {[*lost, *result.unexpected_keys][:3]}")
         return
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):

@@ -136,6 +136,8 @@ class Trainer:
         progress = (iteration - 1) / self.config.run.iterations
         batch = self._collect(iteration, progress)
         samples = self._samples(batch, iteration)
+        # The memory of sampling is not needed while gradients are.
+        self._assembly.policy.forget()
         started = time.monotonic()
         stats = self._learner.update(samples, self.config.algorithm) if samples else None
         self._assembly.policy.updated()

@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agentflow.config import Config
+from agentflow.errors import RunAborted
 from agentflow.losses import LossSums, SampledTokens
+from agentflow.metrics import mean
 from agentflow.models import frozen_copy
 from agentflow.packing import PackedBatch, pack, sampled_logprobs, split
 from agentflow.trainers.algorithm import AlgorithmConfig, loss, weights
@@ -77,17 +79,19 @@ class UpdateStats:
 
     Attributes:
         loss: The loss, averaged over updates.
-        grad_norm: The gradient's Euclidean norm before clipping, averaged over updates.
+        grad_norm: The gradient's Euclidean norm before clipping, averaged over updates; None if none was finite.
         learning_rate: The learning rate of the last update.
-        sums: Sums over sampled tokens, over all updates.
+        sums: Sums over sampled tokens, over all updates; the losses are averaged over updates.
+        num_skipped: Updates that were left out because their gradient was not finite.
         num_unique_tokens: Distinct tokens that were computed.
         num_row_tokens: Tokens that a row for each trajectory would have computed.
     """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     learning_rate: float
     sums: LossSums
+    num_skipped: int
     num_unique_tokens: int
     num_row_tokens: int
 
@@ -118,9 +122,10 @@ class Learner:
         self._num_updates = num_updates
         self._temperature = temperature
         self._reference = frozen_copy(model) if with_reference else None
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._num_skipped_in_a_row = 0
+        self._weights = _MasterWeights(model)
         self._optimizer = torch.optim.AdamW(
-            self._parameters,
+            self._weights.parameters,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
@@ -132,25 +137,29 @@ class Learner:
         Args:
             samples: The kept trajectories with their advantages.
             algorithm: Weights, ratio, trust region, surrogate and regularisers.
+
+        Raises:
+            RunAborted: Gradients are not finite, again and again.
         """
         shares = [list(share) for share in np.array_split(np.arange(len(samples)), self.config.updates_per_iteration)]
         batches = [[samples[i] for i in share] for share in shares if share]
         packs = [[self._pack(part) for part in split_samples(batch, self.config.max_tokens)] for batch in batches]
-        # With one update the weights that are differentiated are the ones the iteration started from.
-        old = [[self._score(part, self.model) if len(batches) > 1 else None for part in parts] for parts in packs]
+        # The first update differentiates the very weights that the iteration started from.
+        old = [[self._score(part, self.model) if i else None for part in parts] for i, parts in enumerate(packs)]
         total = LossSums()
-        losses, norms = [], []
+        norms = []
         for parts, old_b in zip(packs, old, strict=True):
-            sums, loss_value, norm = self._one_update(parts, old_b, algorithm)
+            sums, norm = self._one_update(parts, old_b, algorithm)
             total = total + sums
-            losses.append(loss_value)
             norms.append(norm)
+        total = total.with_losses_divided(len(batches))
         every = [part for parts in packs for part in parts]
         return UpdateStats(
-            loss=float(np.mean(losses)),
-            grad_norm=float(np.mean(norms)),
+            loss=total.loss,
+            grad_norm=mean(norm for norm in norms if math.isfinite(norm)),
             learning_rate=self._rate(self.num_updates_done - 1),
             sums=total,
+            num_skipped=sum(not math.isfinite(norm) for norm in norms),
             num_unique_tokens=sum(part.batch.num_unique_tokens for part in every),
             num_row_tokens=sum(part.batch.num_row_tokens for part in every),
         )
@@ -165,6 +174,7 @@ class Learner:
             logprobs_S, entropy_S = self._logprobs(part, self.model)
             loss_sum = -logprobs_S.sum()
             (loss_sum / num_tokens).backward()  # type: ignore[no-untyped-call]
+            self._weights.take_gradients()
             total = total + LossSums(
                 num_tokens=len(logprobs_S),
                 policy_loss=loss_sum.item() / num_tokens,
@@ -172,38 +182,45 @@ class Learner:
             )
         norm = self._apply()
         return UpdateStats(
-            loss=total.policy_loss,
-            grad_norm=norm,
+            loss=total.loss,
+            grad_norm=norm if math.isfinite(norm) else None,
             learning_rate=self._rate(self.num_updates_done - 1),
             sums=total,
+            num_skipped=int(not math.isfinite(norm)),
             num_unique_tokens=sum(part.batch.num_unique_tokens for part in packs),
             num_row_tokens=sum(part.batch.num_row_tokens for part in packs),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and the number of updates."""
-        return {"optimizer": self._optimizer.state_dict(), "num_updates_done": self.num_updates_done}
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "master_weights": self._weights.state(),
+            "num_updates_done": self.num_updates_done,
+            "num_skipped_in_a_row": self._num_skipped_in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state_dict` returned."""
         self._optimizer.load_state_dict(state["optimizer"])
+        self._weights.restore(state["master_weights"])
         self.num_updates_done = state["num_updates_done"]
+        self._num_skipped_in_a_row = state["num_skipped_in_a_row"]
 
     def _one_update(
         self, packs: Sequence[_Pack], old: Sequence[Tensor | None], algorithm: AlgorithmConfig
-    ) -> tuple[LossSums, float, float]:
+    ) -> tuple[LossSums, float]:
+        """Take one update over all packs; sums over tokens, and the gradient's norm before clipping."""
         lengths = [sample.turn_lengths for part in packs for sample in part.samples]
         mismatch_S = self._log_mismatch(packs, old) if algorithm.mismatch == "mis" else None
         weights_S = weights(lengths, algorithm, log_mismatch_S=mismatch_S)
-        total, loss_value, start = LossSums(), 0.0, 0
+        total, start = LossSums(), 0
         for part, old_S in zip(packs, old, strict=True):
             count = len(part.behaviour_S)
             own_S = torch.tensor(weights_S[start : start + count], dtype=torch.float32, device=self.model.device)
-            sums, value = self._backward(part, algorithm, old_S=old_S, weights_S=own_S)
-            total = total + sums
-            loss_value += value
+            total = total + self._backward(part, algorithm, old_S=old_S, weights_S=own_S)
             start += count
-        return total, loss_value, self._apply()
+        return total, self._apply()
 
     def _log_mismatch(self, packs: Sequence[_Pack], old: Sequence[Tensor | None]) -> Floats:
         """Return [S] the learner's minus the sampler's log-probs, over all packs."""
@@ -215,7 +232,7 @@ class Learner:
 
     def _backward(
         self, part: _Pack, algorithm: AlgorithmConfig, *, old_S: Tensor | None, weights_S: Tensor
-    ) -> tuple[LossSums, float]:
+    ) -> LossSums:
         reference_S = self._score(part, self._reference) if self._reference is not None else None
         logprobs_S, entropy_S = self._logprobs(part, self.model)
         terms = loss(
@@ -232,18 +249,26 @@ class Learner:
             algorithm,
         )
         terms.loss.backward()  # type: ignore[no-untyped-call]
-        return terms.sums, terms.loss.item()
+        self._weights.take_gradients()
+        return terms.sums
 
     def _apply(self) -> float:
         """Clip the gradient and take one step of the optimiser; the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.parameters, self.config.max_grad_norm).item()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(self.num_updates_done)
         # A gradient that is not finite would destroy the weights; the update is counted and left out.
         if math.isfinite(norm):
             self._optimizer.step()
+            self._weights.publish()
         self._optimizer.zero_grad(set_to_none=True)
         self.num_updates_done += 1
+        self._num_skipped_in_a_row = 0 if math.isfinite(norm) else self._num_skipped_in_a_row + 1
+        if self._num_skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
+            raise RunAborted(
+                f"The gradient was not finite in {_MAX_SKIPPED_IN_A_ROW} updates in a row; none of them changed the "
+                "weights. Lower learner.learning_rate, or use model.dtype=float32."
+            )
         return norm
 
     def _rate(self, update: int) -> float:
@@ -279,6 +304,48 @@ class Learner:
             advantages_S=torch.tensor(advantages, dtype=torch.float32, device=device),
             segments_S=torch.tensor(owners, device=device),
         )
+
+
+_MAX_SKIPPED_IN_A_ROW = 5
+
+
+class _MasterWeights:
+    """What the optimiser updates: the model's own parameters, or float32 copies of those that are coarser.
+
+    In bfloat16 a step of 1e-6 is lost in the rounding of any weight above 1e-3.
+
+    Args:
+        model: The model; parameters that require no gradient are left alone.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._own = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = [p if p.dtype == torch.float32 else p.detach().float() for p in self._own]
+        self._pairs = [(p, master) for p, master in zip(self._own, self.parameters, strict=True) if p is not master]
+
+    def take_gradients(self) -> None:
+        """Add the gradients of a backward pass to those of the copies."""
+        for parameter, master in self._pairs:
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                parameter.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the copies into the model."""
+        for parameter, master in self._pairs:
+            parameter.copy_(master)
+
+    def state(self) -> list[Tensor]:
+        """Return the copies."""
+        return [master for _, master in self._pairs]
+
+    @torch.no_grad()
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Put copies back that `state` returned."""
+        for (_, master), stored in zip(self._pairs, state, strict=True):
+            master.copy_(stored)
 
 
 def split_samples(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:

@@ -50,7 +50,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "turns/mean": mean(len(trajectory.turns) for trajectory in scored),
         "tokens/sampled": sum(trajectory.num_sampled_tokens for trajectory in trajectories),
         "episodes": len(trajectories),
-        **{f"failed/{failure.cause}": 0.0 for failure in EpisodeFailure.__subclasses__()},
+        **{f"failed/{failure.cause}": 0.0 for failure in (EpisodeFailure, *EpisodeFailure.__subclasses__())},
         **{name: count / len(trajectories) for name, count in sorted(ends.items())},
     }
 
@@ -69,12 +69,12 @@ def update_metrics(stats: UpdateStats | None) -> dict[str, Any]:
     """Say what the updates did; an iteration in which no group taught anything has no update."""
     if stats is None:
         missing = dict.fromkeys([*LossSums().means(), "grad_norm", "learning_rate"])
-        return {**missing, "tokens/trained": 0, "tokens/unique": 0, "tokens/rows": 0}
+        return {**missing, "updates/skipped": 0, "tokens/trained": 0, "tokens/unique": 0, "tokens/rows": 0}
     return {
         **stats.sums.means(),
-        "loss": stats.loss,
         "grad_norm": stats.grad_norm,
         "learning_rate": stats.learning_rate,
+        "updates/skipped": stats.num_skipped,
         "tokens/trained": int(stats.sums.num_tokens),
         "tokens/unique": stats.num_unique_tokens,
         "tokens/rows": stats.num_row_tokens,

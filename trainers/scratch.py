@@ -171,7 +171,7 @@ def _start_by_copying(model: Qwen3ForCausalLM, *, seed: int) -> None:
     embeddings.normal_(0.0, _EMBEDDING_STD, generator=generator)
     # What all embeddings have in common is what heads that look back by position go by.
     embeddings += _COMMON * _EMBEDDING_STD * embeddings.shape[1] ** 0.5 * common
-    for layer, offsets in itertools.zip_longest(model.model.layers, _LOOK_BACK, fillvalue=()):
+    for layer, offsets in zip(model.model.layers, itertools.chain(_LOOK_BACK, itertools.repeat(())), strict=False):
         attention = layer.self_attn
         groups = attention.num_key_value_groups
         look, carry = (_rotation(attention.k_proj.weight, generator) for _ in range(2))

@@ -3,13 +3,19 @@
 import asyncio
 import logging
 import math
+import reprlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
 
+import gymnasium
+import numpy as np
 from pydantic import Field
 
+from agentflow.concurrency import call
 from agentflow.config import Config
 from agentflow.environment import Environment, Observation, StepResult
 from agentflow.errors import EnvironmentFailure, EpisodeFailure
@@ -20,7 +26,6 @@ from agentflow.rollout import Episode, Gate, derive_seed
 from agentflow.trajectory import Completion, Status, Trajectory, Turn
 
 _log = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
 
 class AgentConfig(Config):
@@ -29,7 +34,12 @@ class AgentConfig(Config):
     max_turns: int | None = Field(None, ge=1, description="Most turns of an episode; null for the environment's own.")
     max_turn_tokens: int = Field(64, ge=1, description="Most tokens that the policy samples in one turn.")
     max_episode_tokens: int = Field(2048, ge=2, description="Most tokens of a transcript, the last turn included.")
-    max_episode_s: float = Field(300.0, gt=0, description="Most wall seconds of an episode.")
+    max_call_s: float = Field(
+        120.0, gt=0, description="Most wall seconds of one reset or step; one that takes longer has hung, and fails."
+    )
+    max_episode_s: float = Field(
+        600.0, gt=0, description="Wall seconds of the environment, all turns together, after which an episode ends."
+    )
     on_parse_error: Literal["show", "end"] = Field(
         "show", description="A malformed reply: show the error to the policy and count the turn, or end the episode."
     )
@@ -40,6 +50,10 @@ class Transcript:
     """An episode under way.
 
     Attributes:
+        episode: What is played.
+        gate: Where batches wait for this episode.
+        environment: Who is played with, once it is made.
+        environment_s: Wall seconds that the environment has taken; the policy's are not counted.
         turns: The finished turns.
         num_tokens: Tokens so far, all turns together.
         observation: What the environment said last.
@@ -47,6 +61,10 @@ class Transcript:
         success: Whether the task is solved.
     """
 
+    episode: Episode
+    gate: Gate
+    environment: Environment = field(init=False)
+    environment_s: float = 0.0
     turns: list[Turn] = field(default_factory=list)
     num_tokens: int = 0
     observation: Observation = ()
@@ -87,23 +105,20 @@ class ReAct:
 
     async def play(self, episode: Episode, gate: Gate) -> Trajectory:
         """Play one episode; see `rollout.Agent`."""
-        transcript = Transcript()
-        environment: Environment | None = None
+        transcript = Transcript(episode, gate)
         try:
-            async with asyncio.timeout(self._config.max_episode_s):
-                environment = await self._reset(episode, gate, transcript)
-                while transcript.status is None:
-                    await self._turn(environment, episode, gate=gate, transcript=transcript)
+            await self._reset(transcript)
+            while transcript.status is None:
+                await self._turn(transcript)
         except EpisodeFailure as failure:
             transcript.status = Status("failed", failure.cause, str(failure))
-        except TimeoutError:
-            # A harness limit once the episode is under way; before that there is nothing to score.
-            late = f"reset took over {self._config.max_episode_s} s"
-            transcript.status = Status("truncated", "seconds") if environment else Status("failed", "environment", late)
+        # Whatever else goes wrong in one episode must not end the others.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            _log.warning("episode %s", episode.id, exc_info=True)
+            transcript.status = Status("failed", EpisodeFailure.cause, f"{type(error).__name__}: {error}")
         finally:
             self._policy.release(episode.id)
-            if environment is not None:
-                _close(environment, episode.id)
+            await _close(transcript)
         assert transcript.status is not None, "the loop ends with a status"
         return Trajectory(
             id=episode.id,
@@ -115,13 +130,13 @@ class ReAct:
             observation=transcript.observation,
         )
 
-    async def _reset(self, episode: Episode, gate: Gate, transcript: Transcript) -> Environment:
-        environment: Environment = await _guarded("make", asyncio.to_thread(self._make_environment))
-        reset = environment.areset(seed=episode.seed, options={"task": episode.task})
-        transcript.observation, _ = await self._outside(environment, episode, gate=gate, call=_guarded("reset", reset))
-        return environment
+    async def _reset(self, transcript: Transcript) -> None:
+        episode = transcript.episode
+        transcript.environment = await self._ask(transcript, "make", self._make_environment)
+        reset = partial(transcript.environment.areset, seed=episode.seed, options={"task": episode.task})
+        transcript.observation, _ = _checked_reset(await self._ask(transcript, "reset", reset))
 
-    async def _turn(self, environment: Environment, episode: Episode, *, gate: Gate, transcript: Transcript) -> None:
+    async def _turn(self, transcript: Transcript) -> None:
         """Sample one turn, let the environment answer it, and end the episode where it is due."""
         renderer, turns = self._renderer, transcript.turns
         messages = transcript.observation
@@ -132,14 +147,10 @@ class ReAct:
         if room < 1:
             transcript.status = Status("truncated", "tokens")
             return
-        completion = await self._sample(
-            environment, episode, gate=gate, transcript=transcript, context=context, room=room
-        )
+        completion = await self._sample(transcript, context, room=room)
         reply = renderer.parse(completion)
         started = time.monotonic()
-        answer = await self._answer(environment, episode, gate=gate, reply=reply)
-        observation, reward, terminated, truncated, info = answer
-        terms = {"well_formed": float(not reply.error), **info.get("reward_terms", {})}
+        observation, reward, terminated, truncated, info = await self._answer(transcript, reply)
         turns.append(
             Turn(
                 prefix_length=transcript.num_tokens,
@@ -147,43 +158,38 @@ class ReAct:
                 completion=completion,
                 messages=messages,
                 reply=reply,
-                reward=float(reward),
-                terms=terms,
+                reward=reward,
+                terms={"well_formed": float(not reply.error), **info.get("reward_terms", {})},
                 duration_s=round(time.monotonic() - started, 6),
             )
         )
         transcript.num_tokens += len(context) + len(completion.token_ids)
         transcript.observation = observation
-        transcript.status = self._status(environment, len(turns), terminated=terminated, truncated=truncated)
         if terminated:
+            transcript.status = Status("completed")
             transcript.success = bool(info.get("success", reward > 0))
+        else:
+            limit = "environment" if truncated else self._limit_reached(transcript)
+            transcript.status = Status("truncated", limit) if limit else None
 
-    def _status(self, environment: Environment, num_turns: int, *, terminated: bool, truncated: bool) -> Status | None:
-        if terminated:
-            return Status("completed")
-        if truncated:
-            return Status("truncated", "environment")
-        if num_turns >= (self._config.max_turns or environment.max_turns):
-            return Status("truncated", "turns")
-        return None
+    def _limit_reached(self, transcript: Transcript) -> str:
+        """Name the limit at which an episode ends that its environment would let go on; empty if there is none."""
+        if transcript.turns[-1].reply.error and self._config.on_parse_error == "end":
+            return "malformed"
+        if len(transcript.turns) >= (self._config.max_turns or transcript.environment.max_turns):
+            return "turns"
+        return "seconds" if transcript.environment_s > self._config.max_episode_s else ""
 
-    async def _sample(
-        self,
-        environment: Environment,
-        episode: Episode,
-        *,
-        gate: Gate,
-        transcript: Transcript,
-        context: tuple[int, ...],
-        room: int,
-    ) -> Completion:
+    async def _sample(self, transcript: Transcript, context: tuple[int, ...], *, room: int) -> Completion:
+        episode, gate = transcript.episode, transcript.gate
         prompt: list[int] = []
         for turn in transcript.turns:
             prompt += [*turn.context_ids, *turn.completion.token_ids]
         sampling = Sampling(
             temperature=self._temperature,
             max_tokens=min(room, self._config.max_turn_tokens),
-            seed=derive_seed(episode.seed, len(transcript.turns)),
+            # The members of a group share the environment's seed, and differ in what they sample.
+            seed=derive_seed(episode.seed, episode.id, len(transcript.turns)),
         )
         gate.away(episode.id)
         try:
@@ -191,54 +197,83 @@ class ReAct:
         finally:
             gate.acting(episode.id)
 
-    async def _answer(self, environment: Environment, episode: Episode, *, gate: Gate, reply: Reply) -> StepResult:
-        """Let the environment answer a reply; a malformed one is answered by its error, under the declared policy."""
+    async def _answer(self, transcript: Transcript, reply: Reply) -> StepResult:
+        """Let the environment answer a reply; a malformed one is answered by its error."""
         if reply.error:
-            error = (Message("user", reply.error),)
-            return error, 0.0, False, self._config.on_parse_error == "end", {"reward_terms": {}}
-        step = _guarded("step", environment.astep(reply.message))
-        return await self._outside(environment, episode, gate=gate, call=step)
+            return (Message("user", reply.error),), 0.0, False, False, {}
+        step = partial(transcript.environment.astep, reply.message)
+        return _checked_step(await self._ask(transcript, "step", step))
 
-    async def _outside(
-        self, environment: Environment, episode: Episode, *, gate: Gate, call: Awaitable[_Result]
-    ) -> _Result:
-        """Await the environment; one that waits on the world outside is not waited for at the gate."""
-        if not environment.waits_outside:
-            return await call
-        gate.away(episode.id)
+    async def _ask(self, transcript: Transcript, what: str, function: Callable[[], Any]) -> Any:
+        """Call code of the environment's author: whatever it raises, or a hang, is a typed failure of this episode only.
+
+        An environment that waits on the world outside is not waited for at the gate.
+        """
+        outside = what != "make" and transcript.environment.waits_outside
+        if outside:
+            transcript.gate.away(transcript.episode.id)
+        started = time.monotonic()
         try:
-            return await call
+            async with asyncio.timeout(self._config.max_call_s) as limit:
+                return await call(function)
+        except EpisodeFailure:
+            raise
+        except (Exception, SystemExit) as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise EnvironmentFailure(f"{what} had not returned after {self._config.max_call_s:g} s") from None
+            raise EnvironmentFailure(f"{what} raised {type(error).__name__}: {error}") from error
         finally:
-            gate.acting(episode.id)
+            transcript.environment_s += time.monotonic() - started
+            if outside:
+                transcript.gate.acting(transcript.episode.id)
 
 
-async def _guarded(what: str, call: Awaitable[Any]) -> Any:
-    """Await code of the environment's author: whatever it raises is a typed failure of this episode only."""
-    try:
-        result = await call
-    except EpisodeFailure:
-        raise
-    except Exception as error:
-        raise EnvironmentFailure(f"{what} raised {type(error).__name__}: {error}") from error
-    return _checked(what, result)
-
-
-def _checked(what: str, result: Any) -> Any:
+def _checked_reset(result: Any) -> tuple[Observation, Mapping[str, Any]]:
     """Refuse an answer that breaks the contract, before it reaches a record."""
-    if what == "make":
-        return result
-    observation, info = result[0], result[-1]
+    if not isinstance(result, tuple) or len(result) != len(("observation", "info")):
+        raise EnvironmentFailure(f"reset returned {reprlib.repr(result)}, not (observation, info)")
+    observation, info = result
+    return _checked_parts("reset", observation, info)
+
+
+def _checked_step(result: Any) -> StepResult:
+    """Refuse an answer that breaks the contract, before it reaches a record."""
+    names = "(observation, reward, terminated, truncated, info)"
+    if not isinstance(result, tuple) or len(result) != len(names.split()):
+        raise EnvironmentFailure(f"step returned {reprlib.repr(result)}, not {names}")
+    observation, reward, terminated, truncated, info = result
+    observation, info = _checked_parts("step", observation, info)
+    terms = info.get("reward_terms", {})
+    if not isinstance(terms, Mapping):
+        raise EnvironmentFailure(f"step returned reward_terms of type {type(terms).__name__}, not a mapping")
+    terms = {str(name): _number(f"the reward term {name!r}", value) for name, value in terms.items()}
+    return observation, _number("a reward", reward), bool(terminated), bool(truncated), {**info, "reward_terms": terms}
+
+
+def _checked_parts(what: str, observation: Any, info: Any) -> tuple[Observation, Mapping[str, Any]]:
     if not isinstance(observation, tuple) or not all(isinstance(message, Message) for message in observation):
         raise EnvironmentFailure(f"{what} returned {type(observation).__name__}, not a tuple of Message")
     if not isinstance(info, Mapping):
         raise EnvironmentFailure(f"{what} returned an info of type {type(info).__name__}, not a mapping")
-    if what == "step" and not math.isfinite(result[1]):
-        raise EnvironmentFailure(f"{what} returned a reward of {result[1]}, not a finite number")
-    return result
+    return observation, info
 
 
-def _close(environment: Environment, episode: str) -> None:
+def _number(what: str, value: Any) -> float:
+    if not isinstance(value, Real | np.bool_) or not math.isfinite(value):
+        raise EnvironmentFailure(f"step returned {what} of {value!r}, not a finite number")
+    return float(value)
+
+
+async def _close(transcript: Transcript) -> None:
+    """Close the environment, if it was made and has anything to close; the episode is over and its result stands."""
+    environment = getattr(transcript, "environment", None)
+    if environment is None or type(environment).close is gymnasium.Env.close:
+        return
     try:
-        environment.close()
-    except Exception as error:  # noqa: BLE001  the episode is over and its result stands
-        _log.warning("episode %s: close raised %s: %s", episode, type(error).__name__, error)
+        async with asyncio.timeout(_MAX_CLOSE_S):
+            await call(environment.close)
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        _log.warning("episode %s: close raised %s: %s", transcript.episode.id, type(error).__name__, error)
+
+
+_MAX_CLOSE_S = 10.0

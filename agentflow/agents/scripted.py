@@ -1,8 +1,9 @@
 """Play an environment's own expert in place of a policy: an upper bound, and a check of everything but the model."""
 
 from agentflow.agents.react import ReAct, Transcript
-from agentflow.environment import Environment, Expert
-from agentflow.rollout import Episode, Gate
+from agentflow.concurrency import call
+from agentflow.environment import Expert
+from agentflow.rollout import Episode, Gate, derive_seed
 from agentflow.trajectory import Completion, Trajectory
 
 
@@ -22,19 +23,12 @@ class Scripted(ReAct):
         finally:
             self._experts.pop(episode.id, None)
 
-    async def _sample(
-        self,
-        environment: Environment,
-        episode: Episode,
-        *,
-        gate: Gate,
-        transcript: Transcript,
-        context: tuple[int, ...],
-        room: int,
-    ) -> Completion:
+    async def _sample(self, transcript: Transcript, context: tuple[int, ...], *, room: int) -> Completion:
+        episode = transcript.episode
         if episode.id not in self._experts:
-            self._experts[episode.id] = environment.expert(episode.task, episode.seed)
-        message = self._experts[episode.id].act(transcript.observation)
+            seed = derive_seed(episode.seed, episode.id)
+            self._experts[episode.id] = await call(transcript.environment.expert, episode.task, seed)
+        message = await call(self._experts[episode.id].act, transcript.observation)
         tokens = tuple(self._renderer.reply(message))
         kept = tokens[: min(room, self._config.max_turn_tokens)]
         return Completion(kept, (0.0,) * len(kept), "stop" if kept == tokens else "length", policy_version=0)

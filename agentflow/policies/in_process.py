@@ -39,10 +39,11 @@ class _Request:
     """One turn being sampled."""
 
     session: str
-    pending: list[int]
+    prompt_ids: Sequence[int]
     sampling: Sampling
     future: asyncio.Future[Completion]
     rng: random.Random
+    pending: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -70,6 +71,7 @@ class TransformersPolicy:
         self.max_length: int = max_length or config.max_position_embeddings
         self._cache = self._new_cache()
         self._sessions: dict[str, _Session] = {}
+        self._released: set[str] = set()
         self._waiting: list[_Request] = []
         self._active: list[_Request] = []
         self._driver: asyncio.Task[None] | None = None
@@ -94,14 +96,9 @@ class TransformersPolicy:
         room = self.max_length - len(prompt_ids)
         if room < 1:
             raise PolicyFailure(f"a prompt of {len(prompt_ids)} tokens leaves no room in {self.max_length}")
-        state = self._session(session)
-        kept = _common_prefix(state.remembered, prompt_ids)
-        # The last prompt token is always fed, because its output predicts the first sampled one.
-        kept = min(kept, len(prompt_ids) - 1)
-        del state.remembered[kept:]
         request = _Request(
             session=session,
-            pending=list(prompt_ids[kept:]),
+            prompt_ids=prompt_ids,
             sampling=sampling,
             future=asyncio.get_running_loop().create_future(),
             rng=random.Random(sampling.seed),  # noqa: S311  a reproducible draw, not a secret
@@ -111,18 +108,11 @@ class TransformersPolicy:
             self._driver = asyncio.ensure_future(self._drive())
         return await request.future
 
-    @torch.inference_mode()
     def release(self, session: str) -> None:
-        """Forget a session; the last row moves into its place."""
-        gone = self._sessions.pop(session, None)
+        """Forget a session; its row is free from the next step on."""
         self._waiting = [request for request in self._waiting if request.session != session]
         self._active = [request for request in self._active if request.session != session]
-        if gone is None or gone.row == len(self._sessions):
-            return
-        last = next(state for state in self._sessions.values() if state.row == len(self._sessions))
-        if last.remembered:
-            self._cache.move(last.row, gone.row, len(last.remembered))
-        last.row = gone.row
+        self._released.add(session)
 
     def updated(self) -> None:
         """Note that the weights have changed: what is remembered no longer fits them."""
@@ -132,12 +122,8 @@ class TransformersPolicy:
     def forget(self) -> None:
         """Free the memory of all sessions."""
         self._sessions.clear()
+        self._released.clear()
         self._cache = self._new_cache()
-
-    def _session(self, name: str) -> _Session:
-        if name not in self._sessions:
-            self._sessions[name] = _Session(row=len(self._sessions))
-        return self._sessions[name]
 
     async def _drive(self) -> None:
         """Step until nothing waits and nothing is being decoded."""
@@ -155,12 +141,40 @@ class TransformersPolicy:
                     request.future.set_exception(PolicyFailure(f"{type(error).__name__}: {error}"))
 
     def _admit(self) -> None:
-        """Let waiting requests join while the step's tokens stay within bounds; one always may."""
+        """Let waiting requests join while the step's tokens stay within bounds; one always may.
+
+        Rows are given and taken in the order of the sessions' names, not in that of their arrival, which depends on
+        threads and the world outside.
+        """
+        for session in sorted(self._released):
+            self._free(session)
+        self._released.clear()
+        self._waiting.sort(key=lambda request: request.session)
         fed = len(self._active)
-        while self._waiting and (not fed or fed + len(self._waiting[0].pending) <= _MAX_FEED_TOKENS):
-            request = self._waiting.pop(0)
-            fed += len(request.pending)
-            self._active.append(request)
+        while self._waiting:
+            request = self._waiting[0]
+            state = self._sessions.get(request.session)
+            kept = _common_prefix(state.remembered, request.prompt_ids) if state else 0
+            # The last prompt token is always fed, because its output predicts the first sampled one.
+            kept = min(kept, len(request.prompt_ids) - 1)
+            fed += len(request.prompt_ids) - kept
+            if self._active and fed > _MAX_FEED_TOKENS:
+                return
+            state = state or self._sessions.setdefault(request.session, _Session(row=len(self._sessions)))
+            del state.remembered[kept:]
+            request.pending = list(request.prompt_ids[kept:])
+            self._active.append(self._waiting.pop(0))
+
+    @torch.inference_mode()
+    def _free(self, session: str) -> None:
+        """Give a row back; the last row moves into its place."""
+        gone = self._sessions.pop(session, None)
+        if gone is None or gone.row == len(self._sessions):
+            return
+        last = next(state for state in self._sessions.values() if state.row == len(self._sessions))
+        if last.remembered:
+            self._cache.move(last.row, gone.row, len(last.remembered))
+        last.row = gone.row
 
     @torch.inference_mode()
     def _step(self) -> None:

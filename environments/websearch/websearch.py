@@ -121,12 +121,12 @@ class WebSearch(ToolEnvironment):
         found = await self._backend.open(page)
         return f"{found.title}. {found.text}"
 
-    def on_reset(self, task: Task, rng: np.random.Generator) -> None:
+    async def on_reset(self, task: Task, rng: np.random.Generator) -> None:
         """Forget what has been found."""
         self._chain = tuple(value for *_, value in task.metadata.get("chain", ()))
         self._seen = set()
 
-    def turn_terms(self, results: Sequence[ToolResult]) -> Mapping[str, float]:
+    async def turn_terms(self, results: Sequence[ToolResult]) -> Mapping[str, float]:
         """Pay each value on the way to the answer the first time it is shown, whoever asked for it."""
         if not self._chain:
             return {}
@@ -135,7 +135,7 @@ class WebSearch(ToolEnvironment):
         self._seen |= new
         return {"retrieval": len(new) / len(self._chain)}
 
-    def score(self, task: Task, answer: str) -> Mapping[str, float] | Awaitable[Mapping[str, float]]:
+    async def score(self, task: Task, answer: str) -> Mapping[str, float]:
         """Compare the answer with the gold answers, and ask the judge if there is one."""
         golds = [task.answer] if isinstance(task.answer, str) else list(task.answer)
         terms = {
@@ -144,7 +144,7 @@ class WebSearch(ToolEnvironment):
             "answer_bleu": length_aware_bleu(answer, golds),
             "answer_format": float(0 < len(answer.split()) <= _MAX_ANSWER_WORDS and "\n" not in answer),
         }
-        return terms if self._judge is None else _with_grade(terms, self._judge.score(task, answer))
+        return terms if self._judge is None else {**terms, JUDGE_TERM: await self._judge.score(task, answer)}
 
     def expert(self, task: Task, seed: int) -> Expert:
         """Return a scripted searcher that knows the way and, with `expert_noise`, sometimes leaves it.
@@ -159,10 +159,6 @@ class WebSearch(ToolEnvironment):
             )
         index = shared_index(self.options.seed, self.options.pages)
         return SearchExpert(task, index, noise=self.options.expert_noise, seed=seed)
-
-
-async def _with_grade(terms: Mapping[str, float], grade: Awaitable[float]) -> Mapping[str, float]:
-    return {**terms, JUDGE_TERM: await grade}
 
 
 def _name(hit: Hit) -> str:

@@ -1,6 +1,8 @@
 """Whatever breaks in one episode, the others go on, the cause has a name, and nothing becomes a reward of 0."""
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +62,8 @@ class Fragile(ToolEnvironment):
             raise ToolError("it is dark")
         if self.breaks("huge"):
             return "x" * 1_000_000
+        if self.breaks("surrogates"):
+            return "a\ud800b"
         if self.breaks("garbage"):
             return "\x00\ud7ff<|end|><|assistant|>\u202e{{ 7 * 7 }}"
         return f"{at} seen"
@@ -92,11 +96,45 @@ class Hanging(Environment):
         return (), 1.0, True, False, {"success": True}
 
 
+class Sleepy(Fragile):
+    """Plain functions that never return where the task says so."""
+
+    def sleeps(self, where: str) -> None:
+        if self.breaks(where):
+            time.sleep(60)
+
+    def on_reset(self, task: Task, rng: Any) -> None:
+        self.sleeps("on_reset")
+
+    @tool
+    def look(self, at: str) -> str:
+        """Look at something."""
+        self.sleeps("tool")
+        return f"{at} seen"
+
+    def turn_terms(self, results: Any) -> Mapping[str, float]:
+        self._task = self._posed
+        self.sleeps("turn_terms")
+        return {}
+
+    def score(self, task: Task, answer: str) -> Mapping[str, float]:
+        self._task = task
+        self.sleeps("score")
+        return {"success": 1.0}
+
+    def close(self) -> None:
+        self.sleeps("close")
+
+
 class Liar(Fragile):
-    """Breaks the contract of `step` itself."""
+    """Breaks the contract of `reset` and `step` itself."""
+
+    async def areset(self, **kwargs: Any) -> Any:
+        result = await super().areset(**kwargs)
+        return self._posed.metadata.get("reset", result)
 
     async def astep(self, action: Message) -> Any:
-        return ("text where messages belong", 1.0, True, False, {})
+        return self._posed.metadata["step"]
 
 
 def collect(
@@ -115,7 +153,7 @@ def collect(
         return renderer.reply(FINE if result_role in prompt else LOOK)
 
     policy = ScriptedPolicy(script(renderer) if script else look_then_answer)
-    agent = ReAct(make, renderer, policy=policy, config=AgentConfig(**{"max_episode_s": 20, **limits}))
+    agent = ReAct(make, renderer, policy=policy, config=AgentConfig(**{"max_call_s": 20, **limits}))
     Fragile.broken_so_far.clear()
     rollout = Rollout(agent, RolloutConfig(max_failed_fraction=max_failed, patience_s=0.2))
     return rollout.run(tasks, group_size=1, seed=0, label="test")
@@ -164,10 +202,64 @@ def test_constructor_that_raises_fails_its_episodes_only_by_name() -> None:
     assert "no licence" in trajectory.status.detail
 
 
-def test_answer_that_breaks_the_contract_never_reaches_a_record() -> None:
-    (trajectory,) = collect([task("")], make=Liar).trajectories
+@pytest.mark.parametrize(
+    ("step", "detail"),
+    [
+        (("text where messages belong", 1.0, True, False, {}), "returned str, not a tuple of Message"),
+        (None, "step returned None, not (observation, reward"),
+        (((), 1.0, {}), "not (observation, reward"),
+        (((), None, True, False, {}), "a reward of None, not a finite number"),
+        (((), "1", True, False, {}), "a reward of '1', not a finite number"),
+        (((), 1.0, True, False, {"reward_terms": {"style": float("nan")}}), "'style' of nan"),
+        (((), 1.0, True, False, {"reward_terms": [1.0]}), "reward_terms of type list"),
+        (((), 1.0, True, False, None), "an info of type NoneType"),
+    ],
+)
+def test_answer_that_breaks_the_contract_never_reaches_a_record(step: Any, detail: str) -> None:
+    (trajectory,) = collect([task("", step=step)], make=Liar).trajectories
     assert trajectory.status.reason == "environment"
-    assert "not a tuple of Message" in trajectory.status.detail
+    assert detail in trajectory.status.detail
+    assert trajectory.raw_return is None
+
+
+def test_reset_that_breaks_the_contract_fails() -> None:
+    (trajectory,) = collect([task("", reset=None, step=None)], make=Liar).trajectories
+    assert trajectory.status.reason == "environment"
+    assert "reset returned None, not (observation, info)" in trajectory.status.detail
+
+
+@pytest.mark.parametrize("breaks", ["on_reset", "tool", "turn_terms", "score"])
+def test_plain_function_that_hangs_fails_its_own_episode_in_time(breaks: str) -> None:
+    started = time.monotonic()
+    trajectory = play(breaks, make=Sleepy, max_call_s=0.5)
+    assert time.monotonic() - started < 15
+    assert (trajectory.status.kind, trajectory.status.reason, trajectory.raw_return) == ("failed", "environment", None)
+    assert "had not returned after 0.5 s" in trajectory.status.detail
+
+
+def test_close_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentflow.agents.react._MAX_CLOSE_S", 0.2)
+    started = time.monotonic()
+    assert play("close", make=Sleepy).raw_return == 1.0
+    assert time.monotonic() - started < 15
+
+
+def test_policy_that_breaks_fails_by_name() -> None:
+    def exits(renderer: Renderer) -> Callable[[Any], list[int]]:
+        def generate(prompt: Any) -> list[int]:
+            raise ZeroDivisionError("in the policy")
+
+        return generate
+
+    (trajectory,) = collect([task("")], script=exits).trajectories
+    assert (trajectory.status.kind, trajectory.status.reason) == ("failed", "unknown")
+    assert "in the policy" in trajectory.status.detail
+
+
+def test_lone_surrogates_become_question_marks() -> None:
+    trajectory = play("surrogates")
+    assert trajectory.status.kind == "completed"
+    assert trajectory.turns[1].messages[0].content == "a?b"
 
 
 def test_passing_fault_is_retried_and_leaves_no_trace() -> None:
@@ -199,14 +291,52 @@ def test_text_from_outside_cannot_forge_special_tokens() -> None:
     assert (context.count(end), context.count(assistant)) == (1, 1)
 
 
-def test_hang_in_reset_fails_and_hang_in_step_truncates() -> None:
+@pytest.mark.parametrize("breaks", ["reset hangs", "step hangs"])
+def test_environment_that_hangs_is_a_failure_not_a_reward(breaks: str) -> None:
     started = time.monotonic()
-    tasks = [task("reset hangs"), task("step hangs"), task("")]
-    reset, step, sound = collect(tasks, make=Hanging, max_episode_s=1.5).trajectories
+    broken, sound = collect([task(breaks), task("")], make=Hanging, max_call_s=1.0).trajectories
     assert time.monotonic() - started < 15
-    assert (reset.status.kind, reset.status.reason, reset.raw_return) == ("failed", "environment", None)
-    assert (step.status.kind, step.status.reason) == ("truncated", "seconds")
+    assert (broken.status.kind, broken.status.reason, broken.raw_return) == ("failed", "environment", None)
     assert sound.raw_return == 1.0
+
+
+def test_environment_that_took_its_seconds_ends_in_truncation() -> None:
+    class Slow(Fragile):
+        async def astep(self, action: Message) -> Any:
+            await asyncio.sleep(0.2)
+            return await super().astep(action)
+
+    def keeps_looking(renderer: Renderer) -> Callable[[Any], list[int]]:
+        return lambda _: renderer.reply(LOOK)
+
+    (trajectory,) = collect([task("")], make=Slow, script=keeps_looking, max_episode_s=0.3).trajectories
+    assert (trajectory.status.kind, trajectory.status.reason) == ("truncated", "seconds")
+    assert len(trajectory.turns) <= 2
+    assert trajectory.raw_return == 0.0
+
+
+def test_members_of_a_group_share_the_environments_seed_and_not_the_samplers() -> None:
+    seeds: list[int] = []
+
+    class Seeded(Fragile):
+        async def areset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            seeds.append(seed or 0)
+            return await super().areset(seed=seed, options=options)
+
+    renderer = Renderer(TOKENIZER, Fragile().tool_schemas)
+    sampled: list[int] = []
+
+    class Recording(ScriptedPolicy):
+        async def generate(self, prompt_ids: Any, sampling: Any, *, session: str) -> Any:
+            sampled.append(sampling.seed)
+            return await super().generate(prompt_ids, sampling, session=session)
+
+    policy = Recording(lambda _: renderer.reply(FINE))
+    agent = ReAct(Seeded, renderer, policy=policy, config=AgentConfig())
+    tasks = [task(""), Task("other", "look", "fine")]
+    Rollout(agent, RolloutConfig()).run(tasks, group_size=3, seed=0, label="test")
+    assert sorted(Counter(seeds).values()) == [3, 3]
+    assert len(set(sampled)) == 6
 
 
 def test_limits_end_in_truncation_with_a_reason() -> None:
@@ -233,7 +363,7 @@ def test_malformed_reply_is_shown_and_counted_or_ends_the_episode() -> None:
     assert "unclosed" in shown.turns[1].messages[0].content
     assert (shown.status.kind, shown.turns[-1].terms["well_formed"]) == ("completed", 1.0)
     (ended,) = collect([task("")], script=stammers, on_parse_error="end").trajectories
-    assert (ended.status.kind, len(ended.turns)) == ("truncated", 1)
+    assert (ended.status.kind, ended.status.reason, len(ended.turns)) == ("truncated", "malformed", 1)
 
 
 def test_turn_that_was_cut_is_closed_before_the_next_one() -> None:

@@ -208,9 +208,9 @@ def test_masked_importance_sampling_shrinks_the_denominator() -> None:
 def test_what_the_learner_must_provide() -> None:
     assert load_recipe("grpo").needs_reference
     plain = load_recipe("flow-grpo")
-    assert not (plain.needs_reference or plain.needs_behaviour or plain.needs_entropy_gradient)
+    assert not (plain.needs_reference or plain.needs_entropy_gradient)
     rich = load_recipe("flow-grpo", {"mismatch": "tis", "entropy_coefficient": 0.01})
-    assert rich.needs_behaviour and rich.needs_entropy_gradient
+    assert rich.needs_entropy_gradient
 
 
 @pytest.mark.parametrize(

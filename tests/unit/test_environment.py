@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from agentflow.environment import Environment, load_environment, load_tasks, run_blocking
+from agentflow.concurrency import run_blocking
+from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message
 from agentflow.trajectory import Task

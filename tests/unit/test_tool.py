@@ -185,8 +185,8 @@ async def test_a_result_without_json_form_is_a_failure():
         await thing.call({})
 
 
-@pytest.mark.parametrize("blocking", [False, True])
-async def test_a_hanging_tool_times_out_in_words(blocking):
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_hanging_tool_times_out_in_words(plain):
     async def wait() -> None:
         """Hang."""
         await asyncio.sleep(60)
@@ -195,7 +195,7 @@ async def test_a_hanging_tool_times_out_in_words(blocking):
         """Hang a thread, for a while."""
         time.sleep(0.2)
 
-    slow = tool(timeout_s=0.05, blocking=blocking)(block if blocking else wait)
+    slow = tool(timeout_s=0.05)(block if plain else wait)
     with pytest.raises(ToolError, match=r"^timed out after 0\.05 s$"):
         await slow.call({})
 
@@ -210,27 +210,17 @@ async def test_a_timeout_of_the_tools_own_is_a_failure():
         await fetch.call({})
 
 
-async def test_only_blocking_tools_leave_the_thread():
-    def where() -> bool:
+async def test_plain_functions_leave_the_thread_of_the_loop():
+    def plain() -> bool:
         """Tell the thread."""
         return threading.current_thread() is threading.main_thread()
 
-    assert await tool(where).call({}) == "true"
-    assert await tool(blocking=True)(where).call({}) == "false"
+    async def awaits() -> bool:
+        """Tell the thread."""
+        return threading.current_thread() is threading.main_thread()
 
-
-def test_options_without_effect_are_refused():
-    def inline() -> None:
-        """Nothing."""
-
-    async def awaits() -> None:
-        """Nothing."""
-
-    for options in ({"timeout_s": 1.0}, {"parallel": True}):
-        with pytest.raises(ConfigError, match="cannot take effect"):
-            tool(**options)(inline)
-    with pytest.raises(ConfigError, match="async and blocking"):
-        tool(blocking=True)(awaits)
+    assert await tool(awaits).call({}) == "true"
+    assert await tool(plain).call({}) == "false"
 
 
 def test_signatures_that_no_model_can_fill_are_refused():
