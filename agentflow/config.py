@@ -96,6 +96,11 @@ def gather(
     return values
 
 
+def is_changed(config: BaseModel, name: str) -> bool:
+    """Say whether an option has another value than its default: what has none of its own cannot be inert."""
+    return bool(getattr(config, name) != type(config).model_fields[name].get_default(call_default_factory=True))
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the values of `over`: mappings merge key by key, everything else is replaced."""
     merged = dict(base)

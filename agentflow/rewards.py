@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, Self
 from pydantic import Field, field_validator, model_validator
 
 from agentflow.alarm import AlarmConfig
-from agentflow.config import Config, merge, read_yaml, suggest, validate_options
+from agentflow.config import Config, is_changed, merge, read_yaml, suggest, validate_options
 from agentflow.errors import ConfigError
 from agentflow.trajectory import Task, Trajectory, Turn
 
@@ -122,6 +122,15 @@ class ShapingConfig(Config):
         if all(term is None for term in terms.values()):
             raise ValueError("at least one term must pay")
         return terms
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        terms = self.active_terms.values()
+        if is_changed(self, "gamma") and not any(term.potential for term in terms):
+            raise ValueError("gamma does nothing: no term is a potential (terms.NAME.potential=true)")
+        if is_changed(self, "success_smoothing") and not any(term.by == "success" for term in terms):
+            raise ValueError("success_smoothing does nothing: no term goes by success (terms.NAME.by=success)")
+        return self
 
     @property
     def active_terms(self) -> dict[str, TermConfig]:
@@ -329,14 +338,15 @@ class Shaper:
         self._smoothed, self._mass, self.reached = state["smoothed"], state["mass"], state["reached"]
 
 
-def reward_metrics(shaped: Sequence[ShapedTrajectory]) -> dict[str, float]:
+def reward_metrics(shaped: Sequence[ShapedTrajectory]) -> Mapping[str, float | None]:
     """Average over trajectories: both returns, and each term's sum over turns as reported and as paid.
 
     Returns:
-        `reward/raw`, `reward/shaped`, and for each term `reward/<term>` and `shaping/<term>`; empty for no trajectory.
+        `reward/raw`, `reward/shaped`, and for each term `reward/<term>` and `shaping/<term>`; for no trajectory, None
+        for the two returns.
     """
     if not shaped:
-        return {}
+        return {"reward/raw": None, "reward/shaped": None}
     totals = {
         "reward/raw": sum(trajectory.raw_return for trajectory in shaped),
         "reward/shaped": sum(trajectory.shaped_return for trajectory in shaped),

@@ -81,7 +81,8 @@ class Status:
 
     Attributes:
         kind: `completed` by the task's own rules, `truncated` by a limit of the harness, `failed` by infrastructure.
-        reason: The limit (`turns`, `tokens`, `seconds`) or the cause of the failure; empty if completed.
+        reason: What truncated it (`turns`, `tokens`, `seconds`, `malformed` for a reply under `on_parse_error=end`,
+            `environment` for its own limit), or the cause of the failure; empty if completed.
         detail: The error's text for a failed episode.
     """
 

@@ -59,10 +59,10 @@ class ToolEnvironment(Environment):
     `reset(options={"task": task})` takes a `Task`, its fields as a mapping, or its id; without one a training task is
     drawn by the seed.
 
-    Each plain function of a subclass (tool, score, `on_reset`, `turn_terms`) runs in a thread, so that one which waits or
-    hangs holds up its own episode only; an `async def` runs in the event loop and must not block it. Every synchronous
-    `reset` or `step` runs an event loop of its own, and so does every rollout: a client that belongs
-    to one loop (an aiohttp session) must be opened within the call, not kept on the instance or class.
+    Each plain function of a subclass (tool, score, `on_reset`, `turn_terms`) runs in a thread, so that one which waits
+    or hangs holds up its own episode only; an `async def` runs in the event loop and must not block it. Every
+    synchronous `reset` or `step` runs an event loop of its own, and so does every rollout: a client that belongs to one
+    loop (an aiohttp session) must be opened within the call, not kept on the instance or class.
     """
 
     reward_terms: ClassVar[Mapping[str, str]] = {
@@ -251,4 +251,3 @@ def _finite(source: str, terms: Any) -> dict[str, float]:
         if not isinstance(name, str) or not isinstance(value, Real | np.bool_) or not math.isfinite(value):
             raise ScoreFailure(f"{source} returned {name!r}: {value!r}, not a name with a finite number")
     return {name: float(value) for name, value in terms.items()}
-

@@ -1,4 +1,4 @@
-"""What every test relies on: one torch thread, repeatable examples, no model hub, and GPU tests that say why they are skipped."""
+"""What every test relies on: one torch thread, the same examples, no model hub, and GPU tests that say if skipped."""
 
 import os
 

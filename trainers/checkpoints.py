@@ -76,7 +76,7 @@ def _load_weights(folder: Path, loaded: LoadedModel) -> None:
         from peft import set_peft_model_state_dict  # noqa: PLC0415  peft takes a second to import
 
         # What is trained is the adapter: all of it must be there, and nothing else.
-        result = set_peft_model_state_dict(model, load_file(adapter))
+        result: Any = set_peft_model_state_dict(model, load_file(adapter))
         lost = [name for name in result.missing_keys if "lora_" in name]
         if lost or result.unexpected_keys:
             raise ValueError(f"its adapter and the model's differ in {[*lost, *result.unexpected_keys][:3]}")

@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentflow.environment import Split
-from agentflow.errors import DataError
+from agentflow.environment import Split, load_tasks
 from agentflow.metrics import bootstrap_interval, mean, means_by_key, pass_at_k
 from agentflow.rollout import Collected
 from agentflow.trainers.assembly import Assembly
-from agentflow.trajectory import Group, Task
+from agentflow.trajectory import Group, Task, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +64,9 @@ def evaluate(
         progress: Called with episodes done and in all.
 
     Raises:
-        DataError: The split has no tasks.
+        DataError: The split has no tasks, or some that cannot be told apart.
     """
-    tasks = list(assembly.make_environment().tasks(split)[:num_tasks])
-    if not tasks:
-        raise DataError(f"The environment has no tasks in its split {split!r}.", "Check its `tasks` method.")
+    tasks = load_tasks(assembly.make_environment(), split)[:num_tasks]
     collected = assembly.rollout.run(tasks, group_size=num_samples, seed=seed, label=label, progress=progress)
     return summarise(collected, split=split, num_samples=num_samples), collected
 
@@ -130,7 +127,7 @@ def _cell(task: Task, key: str) -> Any:
     return value if isinstance(value, str | int | bool) else None
 
 
-def _term_means(trajectories: Sequence[Any]) -> dict[str, float]:
+def _term_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     names = sorted({name for t in trajectories for turn in t.turns for name in turn.terms})
     return {
         name: sum(turn.terms.get(name, 0.0) for t in trajectories for turn in t.turns) / len(trajectories)

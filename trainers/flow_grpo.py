@@ -14,6 +14,7 @@ import torch
 
 from agentflow.alarm import DivergenceAlarm
 from agentflow.config import validate_options
+from agentflow.environment import load_tasks
 from agentflow.errors import RunAborted
 from agentflow.rewards import ShapedTrajectory, Shaper, reward_metrics
 from agentflow.rollout import Collected, derive_seed
@@ -45,7 +46,7 @@ class _Batch:
         groups: Every group that was rolled out, dropped ones included.
         kept: The groups that are learned from, as shaped trajectories with what they shape.
         shaped: The shaped rewards of every scored trajectory.
-        dropped: Groups that teach nothing, by cause.
+        causes: For every group, why it teaches nothing; empty where it teaches something.
         num_retried: Episodes that failed at first.
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
         duration_s: Wall seconds of the rollouts.
@@ -54,7 +55,7 @@ class _Batch:
     groups: tuple[Group, ...] = ()
     kept: tuple[tuple[tuple[Trajectory, ShapedTrajectory], ...], ...] = ()
     shaped: tuple[ShapedTrajectory, ...] = ()
-    dropped: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
     num_retried: int = 0
     num_unpunctual: int = 0
     duration_s: float = 0.0
@@ -77,9 +78,7 @@ class Trainer:
         self._assembly = assembly
         self._run = run
         self._console = console
-        environment = assembly.make_environment()
-        config.rewards.validate_terms([*environment.reward_terms, "well_formed"])
-        self._sampler = EpochSampler(environment.tasks("train"), config.run.seed)
+        self._sampler = EpochSampler(load_tasks(assembly.make_environment(), "train"), config.run.seed)
         self._shaper = Shaper(config.rewards)
         self._alarm = DivergenceAlarm(config.rewards.alarm)
         self._learner = Learner(
@@ -148,7 +147,7 @@ class Trainer:
             self._shaper.observe(sum(bool(t.success) for t in scored) / len(scored))
         alarm = self._alarm.observe([s.shaped_return for s in batch.shaped], [s.raw_return for s in batch.shaped])
         metrics = {"iteration": iteration, **rollout_metrics(batch.groups), **reward_metrics(batch.shaped)}
-        metrics |= group_metrics(len(batch.groups), batch.dropped)
+        metrics |= group_metrics(batch.causes, num_kept=len(batch.kept))
         metrics |= update_metrics(stats)
         metrics |= {
             "rollout/retried": batch.num_retried,
@@ -180,22 +179,21 @@ class Trainer:
         return batch
 
     def _add(self, batch: _Batch, collected: Collected, progress: float) -> _Batch:
-        kept, shaped, dropped = list(batch.kept), list(batch.shaped), list(batch.dropped)
+        kept, shaped, causes = list(batch.kept), list(batch.shaped), list(batch.causes)
         for group in collected.groups:
             # An episode that a limit ended before its first turn has nothing to learn from.
             pairs = [(t, self._shaper.shape(t, progress)) for t in group.scored if t.turns]
             scored = tuple((trajectory, rewards) for trajectory, rewards in pairs if rewards is not None)
             shaped += [rewards for _, rewards in scored]
             cause = degenerate_cause([scored_trajectory(*pair) for pair in scored], self.config.algorithm)
-            if cause and self.config.algorithm.degenerate == "drop":
-                dropped.append(cause)
-            else:
+            causes.append(cause)
+            if not cause or self.config.algorithm.degenerate == "keep":
                 kept.append(scored)
         return _Batch(
             groups=batch.groups + collected.groups,
             kept=tuple(kept),
             shaped=tuple(shaped),
-            dropped=tuple(dropped),
+            causes=tuple(causes),
             num_retried=batch.num_retried + collected.num_retried,
             num_unpunctual=batch.num_unpunctual + collected.num_unpunctual,
             duration_s=batch.duration_s + collected.duration_s,
@@ -265,7 +263,7 @@ def train(config: TrainConfig, console: Console) -> Path:
         The run's folder.
     """
     # Whatever is wrong with the model or the environment is said before a folder is made.
-    assembly = _assembled(config)
+    assembly = assembled(config)
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
         run.write_file("agent.yaml", agent_card(config, assembly))
@@ -273,9 +271,20 @@ def train(config: TrainConfig, console: Console) -> Path:
         return run.path
 
 
-def _assembled(config: TrainConfig) -> Assembly:
+def assembled(config: TrainConfig) -> Assembly:
+    """Build the sampling side of a run, and refuse tasks and terms that could not be trained on.
+
+    Raises:
+        UserError: The environment, its tasks, the paid terms or the model cannot be used.
+    """
     torch.manual_seed(config.run.seed)
-    return assemble(config)
+    assembly = assemble(config)
+    environment = assembly.make_environment()
+    config.rewards.validate_terms([*environment.reward_terms, "well_formed"])
+    load_tasks(environment, "train")
+    if config.evaluation.num_tasks:
+        load_tasks(environment, "heldout")
+    return assembly
 
 
 def resume(path: Path, console: Console) -> Path:
@@ -287,7 +296,7 @@ def resume(path: Path, console: Console) -> Path:
     """
     with Run.resume(path) as run:
         config = validate_options(TrainConfig, run.config, "config.yaml")
-        trainer = Trainer(config, _assembled(config), run=run, console=console)
+        trainer = Trainer(config, assembled(config), run=run, console=console)
         trainer.restore()
         trainer.train()
         return run.path

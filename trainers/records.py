@@ -33,6 +33,9 @@ def shuffled_rewards(group: Sequence[ScoredTrajectory], rng: random.Random) -> l
     ]
 
 
+_CAUSES = (EpisodeFailure.cause, *(failure.cause for failure in EpisodeFailure.__subclasses__()))
+
+
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """Say how an iteration's episodes went.
 
@@ -50,18 +53,24 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "turns/mean": mean(len(trajectory.turns) for trajectory in scored),
         "tokens/sampled": sum(trajectory.num_sampled_tokens for trajectory in trajectories),
         "episodes": len(trajectories),
-        **{f"failed/{failure.cause}": 0.0 for failure in (EpisodeFailure, *EpisodeFailure.__subclasses__())},
+        **{f"failed/{cause}": 0.0 for cause in _CAUSES},
         **{name: count / len(trajectories) for name, count in sorted(ends.items())},
     }
 
 
-def group_metrics(num_groups: int, dropped: Sequence[str]) -> dict[str, Any]:
-    """Say how many groups teach something, and why the others do not."""
-    causes = Counter(dropped)
+def group_metrics(causes: Sequence[str], *, num_kept: int) -> dict[str, Any]:
+    """Say how many groups teach something, and why the others do not.
+
+    Args:
+        causes: For each group that was rolled out, why it teaches nothing; empty where it teaches something.
+        num_kept: Groups that are learned from.
+    """
+    counts = Counter(filter(None, causes))
     return {
-        "groups/num": num_groups,
-        "groups/mixed_fraction": 1 - len(dropped) / num_groups,
-        **{f"groups/dropped/{cause}": count for cause, count in sorted(causes.items())},
+        "groups/num": len(causes),
+        "groups/dropped": len(causes) - num_kept,
+        "groups/mixed_fraction": 1 - counts.total() / len(causes),
+        **{f"groups/degenerate/{cause}": count for cause, count in sorted(counts.items())},
     }
 
 

@@ -8,8 +8,10 @@ text is lost (but U+2581, which marks blanks inside the vocabulary, reads back a
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from typing import Self
 
 import torch
+from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
@@ -77,25 +79,27 @@ RESPONSE_TEMPLATE = {
 
 
 class ScratchConfig(Config):
-    """The shape of a randomly initialised policy (Qwen3 architecture).
+    """The shape of a randomly initialised policy (Qwen3 architecture)."""
 
-    Attributes:
-        max_words: Words of the training texts that become tokens of their own, most frequent first.
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of each feed-forward layer.
-        num_layers: Number of transformer layers.
-        num_heads: Number of query heads.
-        num_key_value_heads: Number of key-value heads.
-        max_length: Most tokens of one episode.
-    """
+    max_words: int = Field(
+        2000, ge=0, description="Words of the training texts that become tokens of their own, most frequent first."
+    )
+    hidden_size: int = Field(128, ge=8, description="Width of the residual stream.")
+    intermediate_size: int = Field(384, ge=8, description="Width of each feed-forward layer.")
+    num_layers: int = Field(4, ge=1, description="Number of transformer layers.")
+    num_heads: int = Field(4, ge=1, description="Number of query heads.")
+    num_key_value_heads: int = Field(4, ge=1, description="Number of key-value heads.")
+    max_length: int = Field(2048, ge=16, description="Most tokens of one episode.")
 
-    max_words: int = 2000
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_layers: int = 4
-    num_heads: int = 4
-    num_key_value_heads: int = 2
-    max_length: int = 2048
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(f"hidden_size = {self.hidden_size} is no multiple of twice num_heads = {self.num_heads}")
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_heads = {self.num_heads} is no multiple of num_key_value_heads = {self.num_key_value_heads}"
+            )
+        return self
 
 
 def new_tokenizer(texts: Iterable[str], max_words: int) -> PreTrainedTokenizerFast:
@@ -211,7 +215,8 @@ def _look_back(
     key = torch.cat([fast.float(), zeros])
     query = torch.cat([fast * torch.cos(-offset * frequencies), fast * torch.sin(-offset * frequencies)])
     size, groups = attention.head_dim, attention.num_key_value_groups
-    attention.q_proj.weight[head * groups * size : (head + 1) * groups * size] = torch.outer(query, along).repeat(groups, 1)
+    queries = slice(head * groups * size, (head + 1) * groups * size)
+    attention.q_proj.weight[queries] = torch.outer(query.repeat(groups), along)
     attention.k_proj.weight[head * size : (head + 1) * size] = torch.outer(key, along)
 
 

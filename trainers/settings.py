@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from agentflow.agents.react import AgentConfig
-from agentflow.config import Config
+from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
 from agentflow.rewards import ShapingConfig
@@ -85,5 +85,11 @@ class TrainConfig(Config):
             raise ConfigError(
                 f"run.group_size = {self.run.group_size} leaves nothing to compare a trajectory with.",
                 f"algorithm.baseline={self.algorithm.baseline} needs at least 2; reinforce++ needs none.",
+            )
+        if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
+            raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
+        if is_changed(self.policy, "temperature") and self.policy.backend == "scripted":
+            raise ConfigError(
+                "policy.temperature does nothing: the scripted expert samples nothing.", "Leave it out, or sample."
             )
         return self

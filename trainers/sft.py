@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 
 from agentflow.agents.react import AgentConfig
 from agentflow.attention import use_agentflow_attention
-from agentflow.config import Config
-from agentflow.environment import Environment
-from agentflow.errors import DataError
+from agentflow.config import Config, is_changed
+from agentflow.environment import Environment, load_tasks
+from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message
 from agentflow.models import LoadedModel, ModelConfig, load_model
 from agentflow.renderer import Renderer
@@ -35,6 +36,8 @@ from agentflow.trainers.settings import EnvironmentConfig
 from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
 
 _LOSS_WINDOW = 20
+_TOLD = ("loss", "entropy", "grad_norm", "learning_rate", "updates/skipped", "tokens/")
+"""Metrics that mean something in imitation."""
 
 
 class StageConfig(Config):
@@ -79,6 +82,19 @@ class SftConfig(Config):
     agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
     run: SftRunConfig = Field(default=SftRunConfig(), description="Seed and folder.")
 
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        if self.scratch is not None and self.model != ModelConfig():
+            raise ConfigError("`model` does nothing beside `scratch`.", "Give one of the two.")
+        if is_changed(self.learner, "updates_per_iteration"):
+            raise ConfigError("learner.updates_per_iteration does nothing in imitation.", "Leave it out.")
+        inert = [name for name in AgentConfig.model_fields if name != "max_turns" and is_changed(self.agent, name)]
+        if inert:
+            raise ConfigError(f"agent.{inert[0]} does nothing in imitation.", "What counts: agent.max_turns.")
+        if any(stage.from_run and is_changed(stage, "num_episodes") for stage in self.stages):
+            raise ConfigError("num_episodes does nothing beside from_run.", "All successes of that run are imitated.")
+        return self
+
 
 def train_sft(config: SftConfig, console: Console) -> Path:
     """Teach a model by imitation.
@@ -90,6 +106,7 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         ConfigError: An environment has no expert.
         DataError: A run to imitate holds no successful trajectory.
     """
+    torch.manual_seed(config.run.seed)  # a new adapter's first weights are drawn
     environments = [environment_factory(stage.env)() for stage in config.stages]
     dialogues = [
         _play_stage(stage, environment, seed=derive_seed(config.run.seed, "stage", i), limits=config.agent)
@@ -103,7 +120,7 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         num_done = 0
         for stage, environment, played in zip(config.stages, environments, dialogues, strict=True):
             renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
-            trajectories = _from_run(Path(stage.from_run)) if stage.from_run else [render(d, renderer) for d in played]
+            trajectories = [render(dialogue, renderer) for dialogue in played]
             learner = Learner(loaded.model, _learner_config(config, stage), num_updates=stage.updates)
             course = _Course(stage, run, console=console, config=config.run, num_done=num_done)
             num_done = course.train(trajectories, learner)
@@ -118,12 +135,12 @@ def _learner_config(config: SftConfig, stage: StageConfig) -> LearnerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """An expert's episode, in messages.
+    """An episode to imitate, in messages.
 
     Attributes:
         task: What was posed.
         seed: The seed of the episode.
-        exchanges: For each turn, what the environment said and what the expert answered.
+        exchanges: For each turn, what the environment said and what was answered.
     """
 
     task: Task
@@ -160,7 +177,7 @@ async def demonstrate(environment: Environment, task: Task, *, seed: int, max_tu
 
 
 def render(dialogue: Dialogue, renderer: Renderer) -> Trajectory:
-    """Turn an expert's episode into the trajectory that a policy which said the same would have left."""
+    """Turn an episode into the trajectory that a policy which said the same would have left."""
     turns: list[Turn] = []
     length = 0
     for observation, reply in dialogue.exchanges:
@@ -182,8 +199,8 @@ def render(dialogue: Dialogue, renderer: Renderer) -> Trajectory:
 
 def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limits: AgentConfig) -> list[Dialogue]:
     if stage.from_run:
-        return []
-    tasks = EpochSampler(environment.tasks("train"), seed).draw(stage.num_episodes)
+        return _from_run(Path(stage.from_run))
+    tasks = EpochSampler(load_tasks(environment, "train"), seed).draw(stage.num_episodes)
     max_turns = limits.max_turns or environment.max_turns
 
     async def play() -> list[Dialogue]:
@@ -192,7 +209,10 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
             for i, task in enumerate(tasks)
         ]
 
-    return asyncio.run(play())
+    try:
+        return asyncio.run(play())
+    finally:
+        environment.close()
 
 
 def _load(config: SftConfig, dialogues: Sequence[Sequence[Dialogue]]) -> LoadedModel:
@@ -205,17 +225,21 @@ def _load(config: SftConfig, dialogues: Sequence[Sequence[Dialogue]]) -> LoadedM
     return LoadedModel(model, tokenizer, "scratch")
 
 
-def _from_run(path: Path) -> list[Trajectory]:
+def _from_run(path: Path) -> list[Dialogue]:
+    """Read what was said in a run's successes: the words, because another model writes them in other tokens."""
     run = StoredRun(path)
     found = [
-        trajectory
+        Dialogue(group.task, trajectory.seed, tuple((turn.messages, turn.reply.message) for turn in trajectory.turns))
         for iteration in run.rollout_iterations()
         for group in run.groups(iteration)
         for trajectory in group.trajectories
-        if trajectory.success
+        if trajectory.success and not any(turn.reply.error for turn in trajectory.turns)
     ]
     if not found:
-        raise DataError(f"{path} holds no successful trajectory to imitate.", "Imitate another run, or the expert.")
+        raise DataError(
+            f"{path} holds no successful trajectory without a malformed turn to imitate.",
+            "Imitate another run, or the expert.",
+        )
     return found
 
 
@@ -262,6 +286,7 @@ class _Course:
     def _report(self, number: int, stats: UpdateStats, *, over: bool) -> None:
         self._console.progress(number, self._stage.updates, f"imitate {self._stage.env.name}")
         if over or number % self._config.log_every == 0:
-            metrics: dict[str, Any] = {"iteration": self._num_done + number, **update_metrics(stats)}
+            told = {name: value for name, value in update_metrics(stats).items() if name.startswith(_TOLD)}
+            metrics: dict[str, Any] = {"iteration": self._num_done + number, **told}
             self._run.log(metrics)
             self._console.iteration(metrics)

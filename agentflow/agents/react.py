@@ -205,7 +205,7 @@ class ReAct:
         return _checked_step(await self._ask(transcript, "step", step))
 
     async def _ask(self, transcript: Transcript, what: str, function: Callable[[], Any]) -> Any:
-        """Call code of the environment's author: whatever it raises, or a hang, is a typed failure of this episode only.
+        """Call code of the environment's author: whatever it raises, or a hang, fails this episode only, with a type.
 
         An environment that waits on the world outside is not waited for at the gate.
         """

@@ -11,11 +11,10 @@ from agentflow.cli.settings import Given, train_config
 from agentflow.cli.tables import print_table
 from agentflow.cli.words import hush_libraries, noted_run
 from agentflow.config import Option, describe, to_yaml
-from agentflow.environment import load_environment
+from agentflow.environment import load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
 from agentflow.runs import StoredRun
 from agentflow.trainers import flow_grpo
-from agentflow.trainers.assembly import assemble
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 from agentflow.view.plots import write_plots
@@ -54,7 +53,11 @@ def show_options(given: Given) -> None:
     Raises:
         ConfigError: An option is unknown or wrong.
     """
-    if given.flags.get("env.name") is None and not given.files:
+    if (
+        given.flags.get("env.name") is None
+        and not given.files
+        and not any(word.startswith("env.name=") for word in given.words)
+    ):
         given = replace(given, flags={"env.name": "websearch"})
     config = train_config(given)
     environment = load_environment(config.env.name)
@@ -87,11 +90,11 @@ def _finish(path: Path) -> None:
 
 
 def _describe_run(config: TrainConfig) -> None:
-    parts = assemble(config)
-    environment = parts.make_environment()
+    parts = flow_grpo.assembled(config)
+    num_tasks = len(load_tasks(parts.make_environment(), "train"))
     num_parameters = sum(parameter.numel() for parameter in parts.loaded.model.parameters())
     typer.echo(to_yaml(config))
-    typer.echo(f"environment: {type(environment).__name__}, {len(environment.tasks('train')):,} training tasks")
+    typer.echo(f"environment: {config.env.name}, {num_tasks:,} training tasks")
     typer.echo(f"model: {parts.loaded.name}, {num_parameters / 1e6:,.1f} M parameters, {parts.loaded.model.device}")
     typer.echo(
         f"each of {config.run.iterations} iterations: {config.run.tasks_per_iteration} tasks, "

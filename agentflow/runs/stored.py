@@ -1,6 +1,7 @@
 """The reader of a run's folder."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from agentflow.trajectory import Group
 Metrics: TypeAlias = Mapping[str, float | int | str | None]
 """The numbers of one iteration by name; `iteration` is the number of the iteration, None is missing, never 0."""
 
+_log = logging.getLogger(__name__)
 _ITERATION = re.compile(r"iteration_(\d{6,})(?:\.jsonl\.zst)?")
 
 
@@ -85,8 +87,12 @@ class StoredRun:
         return [Checkpoint(iteration, path) for iteration, path in found if is_complete(path)]
 
     def latest_checkpoint(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None before the first."""
-        return next(reversed(self.checkpoints()), None)
+        """Return the newest complete checkpoint, or None before the first; damaged newer ones are warned of."""
+        newest = next(reversed(self.checkpoints()), None)
+        for iteration, path in sorted(numbered(self.path / "checkpoints").items()):
+            if newest is not None and iteration > newest.iteration:
+                _log.warning("%s is damaged: %s is used in its place.", path, newest.path.name)
+        return newest
 
     @property
     def metrics_path(self) -> Path:

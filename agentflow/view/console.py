@@ -174,16 +174,21 @@ class Pace:
         self._num_iterations = num_iterations
         self._clock = clock
         self._last_s = clock()
+        self._last_iteration: int | None = None
         self._mean_s: float | None = None
 
     def left(self, metrics: Numbers) -> str:
-        """Count an iteration that has ended and return the time that is left, such as `3m20s`; empty if unknown."""
-        now_s = self._clock()
-        last_s, self._last_s = now_s - self._last_s, now_s
-        if int(metrics["iteration"]) == 0:  # the start: an evaluation, nothing that comes again
+        """Count what has ended since the last row and return the time that is left, like `3m20s`; empty if unknown."""
+        now_s, iteration = self._clock(), int(metrics["iteration"])
+        elapsed_s, self._last_s = now_s - self._last_s, now_s
+        # The first row may stand for one iteration, for many, or for an evaluation: only the first iteration is clear.
+        num_new = int(iteration == 1) if self._last_iteration is None else iteration - self._last_iteration
+        self._last_iteration = iteration
+        if num_new < 1:
             return ""
-        self._mean_s = last_s if self._mean_s is None else 0.8 * self._mean_s + 0.2 * last_s
-        remaining = (self._num_iterations or 0) - int(metrics["iteration"])
+        each_s = elapsed_s / num_new
+        self._mean_s = each_s if self._mean_s is None else 0.8 * self._mean_s + 0.2 * each_s
+        remaining = (self._num_iterations or 0) - iteration
         return duration(remaining * self._mean_s) if remaining > 0 else ""
 
     def position(self, metrics: Numbers) -> str:

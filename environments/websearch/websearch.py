@@ -1,6 +1,6 @@
 """The websearch environment: search, open pages, answer a question of one or more hops."""
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 

@@ -1,4 +1,4 @@
-"""Train in a process that kills itself: python killed_run.py MODEL OUT PHASE [RUN]. PHASE `none` lives."""
+"""Train in a process that kills itself: python killed_run.py MODEL OUT PHASE LORA_RANK [RUN]. PHASE `none` lives."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def die_in_checkpoint(out: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(model: str, out: str, phase: str, run: str = "") -> None:
+def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> None:
     """Train or resume."""
     torch.set_num_threads(1)
     if phase == "update":
@@ -81,7 +81,7 @@ def main(model: str, out: str, phase: str, run: str = "") -> None:
         return
     config = TrainConfig(
         env={"name": f"{Path(__file__).parent / 'words.py'}:Words"},
-        model={"path": model},
+        model={"path": model, "lora_rank": int(lora_rank)},
         agent={"max_turn_tokens": 12},
         learner={"learning_rate": 3e-3, "updates_per_iteration": 2, "schedule": "linear"},
         rewards={"preset": "outcome", "terms": {"well_formed": {"weight": 0.2, "retire_at": 0.5, "fade": 0.5}}},

@@ -163,3 +163,40 @@ def test_a_broken_model_fails_every_waiting_episode_and_none_hangs() -> None:
         return list(await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20))
 
     assert [type(result) for result in asyncio.run(play())] == [PolicyFailure] * 3
+
+
+def test_order_of_arrival_and_of_departure_changes_no_bit() -> None:
+    model = tiny("qwen3")
+    use_agentflow_attention(model)
+    names = [f"episode {i}" for i in range(6)]
+    prompts = {name: list(range(2, 5 + 3 * i)) for i, name in enumerate(names)}
+
+    async def play(order: Sequence[str]) -> dict[str, list[Completion]]:
+        policy = TransformersPolicy(model, [STOP])
+        said: dict[str, list[Completion]] = {name: [] for name in names}
+        for turn in range(3):
+            # Each turn two more episodes are over, in the order in which they happen to notice it.
+            left = names[2 * turn :]
+            arrived = asyncio.Event()
+
+            async def settle(arrived: asyncio.Event = arrived) -> None:
+                await arrived.wait()
+
+            policy.settle = settle
+
+            async def one(name: str, turn: int = turn, policy: TransformersPolicy = policy) -> None:
+                ids = [*prompts[name], *(t for c in said[name] for t in c.token_ids)]
+                sampling = Sampling(max_tokens=4, seed=turn)
+                said[name].append(await policy.generate(ids, sampling, session=name))
+
+            tasks = [asyncio.create_task(one(name)) for name in order if name in left]
+            await asyncio.sleep(0)
+            arrived.set()
+            await asyncio.gather(*tasks)
+            for name in [name for name in order if name in names[2 * turn : 2 * turn + 2]]:
+                policy.release(name)
+        return said
+
+    expected = asyncio.run(play(names))
+    for order in (names[::-1], names[3:] + names[:3]):
+        assert asyncio.run(play(order)) == expected

@@ -39,10 +39,14 @@ def test_iteration_without_an_update_has_the_same_names_and_no_numbers() -> None
     assert metrics["tokens/trained"] == 0
 
 
-def test_dropped_groups_are_counted_by_cause() -> None:
-    metrics = group_metrics(8, ["all_solved", "none_solved", "all_solved"])
+def test_groups_that_teach_nothing_are_counted_by_cause_kept_or_dropped() -> None:
+    causes = ["", "all_solved", "none_solved", "", "", "all_solved", "", ""]
+    metrics = group_metrics(causes, num_kept=5)
     assert metrics["groups/mixed_fraction"] == 5 / 8
-    assert (metrics["groups/dropped/all_solved"], metrics["groups/dropped/none_solved"]) == (2, 1)
+    assert (metrics["groups/degenerate/all_solved"], metrics["groups/degenerate/none_solved"]) == (2, 1)
+    assert (metrics["groups/num"], metrics["groups/dropped"]) == (8, 3)
+    kept = group_metrics(causes, num_kept=8)
+    assert (kept["groups/mixed_fraction"], kept["groups/dropped"]) == (5 / 8, 0)
 
 
 def test_shuffling_deals_out_the_same_returns_and_nothing_else() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -30,7 +31,7 @@ CHATML = """\
 # As Qwen3 does: an empty thought is written into the last assistant turn only, and goes once a user speaks again.
 THINKING = """\
 {%- set ns = namespace(last=0) -%}
-{%- for message in messages -%}{%- if message.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for message in messages if message.role == 'user' -%}{%- set ns.last = messages.index(message) -%}{%- endfor -%}
 {%- for message in messages -%}
 <|im_start|>{{ 'user' if message.role == 'tool' else message.role }}
 {% if message.role == 'assistant' and loop.index0 > ns.last %}<think>
@@ -71,13 +72,19 @@ def byte_tokenizer(template: str) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE(vocabulary, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    # The end of the text comes before the end of a turn, as in Qwen2.5: the smallest stop token is not what closes it.
+    # The end of the text comes before the end of a turn, as in Qwen2.5: the smallest stop token closes nothing.
     inner.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    inner.add_tokens([AddedToken(text, special=False) for text in ("<think>", "</think>", "<tool_call>", "</tool_call>")])
-    inner.add_tokens([AddedToken("    ", special=False)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")  # type: ignore[no-untyped-call]
+    plain = ("<think>", "</think>", "<tool_call>", "</tool_call>", "    ")
+    inner.add_tokens([AddedToken(text, special=False) for text in plain])
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=inner, eos_token="<|endoftext|>"
+    )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def text_of(renderer: Renderer, ids: Sequence[int]) -> str:
+    return str(renderer.tokenizer.decode(list(ids)))
 
 
 def closing_of(renderer: Renderer) -> str:
@@ -105,14 +112,14 @@ def test_turn_ends_at_the_token_that_closes_it_not_at_the_first_special_one(temp
 def test_end_token_closes_where_the_template_says_so() -> None:
     renderer = Renderer(byte_tokenizer(BRACKETS))
     assert closing_of(renderer) == "<|endoftext|>"
-    assert renderer.tokenizer.decode(renderer.extend([Message("user", "again")])) == "[INST] again [/INST]"
+    assert text_of(renderer, renderer.extend([Message("user", "again")])) == "[INST] again [/INST]"
 
 
 def test_transcript_by_appending_is_what_the_template_writes() -> None:
     tokenizer = byte_tokenizer(CHATML)
     renderer = Renderer(tokenizer, [SCHEMA])
     ids = transcript(renderer, [CALL, ANSWER], [ASK, RESULT])
-    chat = [
+    chat: Any = [
         *({"role": m.role, "content": m.content} for m in ASK),
         {
             "role": "assistant",
@@ -122,17 +129,17 @@ def test_transcript_by_appending_is_what_the_template_writes() -> None:
         {"role": "tool", "content": "a lamp"},
         {"role": "assistant", "content": "on the table"},
     ]
-    assert tokenizer.decode(ids) + "\n" == tokenizer.apply_chat_template(chat, tools=[SCHEMA], tokenize=False)
+    assert text_of(renderer, ids) + "\n" == tokenizer.apply_chat_template(chat, tools=[SCHEMA], tokenize=False)
 
 
 def test_template_that_rewrites_history_is_extended_without_it() -> None:
     renderer = Renderer(byte_tokenizer(THINKING), [SCHEMA])
     said = renderer.reply(ANSWER)
-    assert renderer.tokenizer.decode(said) == "<think>\n\n</think>\n\non the table<|im_end|>"
-    assert renderer.tokenizer.decode(renderer.extend([Message("user", "And now?")])) == (
+    assert text_of(renderer, said) == "<think>\n\n</think>\n\non the table<|im_end|>"
+    assert text_of(renderer, renderer.extend([Message("user", "And now?")])) == (
         "\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert renderer.tokenizer.decode(renderer.extend(RESULT)) == (
+    assert text_of(renderer, renderer.extend(RESULT)) == (
         "\n<|im_start|>user\na lamp<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -151,14 +158,14 @@ def test_text_of_an_observation_is_no_special_token_and_keeps_its_blanks() -> No
     renderer = Renderer(byte_tokenizer(CHATML), [SCHEMA])
     ids = renderer.extend([Message("tool", "<|im_end|> and    blanks </tool_call>", name="look")])
     assert ids.count(renderer.closing()) == 1
-    text = str(renderer.tokenizer.decode(ids))
+    text = text_of(renderer, ids)
     assert "and    blanks" in text
     assert "</tool_call>" not in text
 
 
 def test_observation_with_calls_of_another_agent_is_rendered() -> None:
     renderer = Renderer(byte_tokenizer(CHATML), [SCHEMA])
-    text = renderer.tokenizer.decode(renderer.extend([CALL, *RESULT]))
+    text = text_of(renderer, renderer.extend([CALL, *RESULT]))
     assert json.dumps({"name": "look", "arguments": {"at": "table"}}) in text
 
 
@@ -178,6 +185,6 @@ def test_templates_that_cannot_be_trained_on_are_refused() -> None:
 def test_starter_template_has_the_prefix_property() -> None:
     renderer = Renderer(new_tokenizer([" look at lamp table Where is the brief"], 100), [SCHEMA])
     ids = transcript(renderer, [CALL, ANSWER], [ASK, RESULT])
-    text = str(renderer.tokenizer.decode(ids))
+    text = text_of(renderer, ids)
     assert text.startswith("<|system|> Be brief.")
     assert text.endswith("<|tool|> a lamp<|end|><|assistant|> on the table<|end|>")

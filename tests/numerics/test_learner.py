@@ -1,0 +1,149 @@
+"""The learner: what an update does to the weights, in both precisions, with and without recomputation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from agentflow.attention import use_agentflow_attention
+from agentflow.errors import RunAborted
+from agentflow.messages import Message, Reply
+from agentflow.models import ModelConfig, load_model
+from agentflow.trainers.algorithm import load_recipe
+from agentflow.trainers.learner import Learner, LearnerConfig, Sample
+from agentflow.trajectory import Completion, Status, Trajectory, Turn
+
+VOCABULARY = 40
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.to(dtype)  # type: ignore[arg-type]
+    use_agentflow_attention(model)
+    return model.eval()
+
+
+def samples(count: int = 4, *, seed: int = 0) -> list[Sample]:
+    """Trajectories of two turns with advantages of both signs."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        turns: list[Turn] = []
+        length = 0
+        for _ in range(2):
+            context = tuple(int(t) for t in rng.integers(2, VOCABULARY, 5))
+            tokens = tuple(int(t) for t in rng.integers(2, VOCABULARY, 3))
+            completion = Completion(tokens, (-3.5,) * 3, "stop", 0)
+            turns.append(Turn(length, context, completion, (), Reply(Message("assistant", "x"))))
+            length += 8
+        trajectory = Trajectory(str(i), "task", i, tuple(turns), Status("completed"), success=True)
+        found.append(Sample(trajectory, np.full(2, 1.0 if i % 2 else -1.0)))
+    return found
+
+
+def weights(model: PreTrainedModel) -> torch.Tensor:
+    return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
+
+
+def learner_of(model: PreTrainedModel, **options: Any) -> Learner:
+    return Learner(model, LearnerConfig(**options), num_updates=100)
+
+
+def test_small_steps_add_up_in_bfloat16() -> None:
+    coarse, fine = tiny(torch.bfloat16), tiny(torch.bfloat16).float()
+    before = weights(coarse)
+    for model in (coarse, fine):
+        learner = learner_of(model, learning_rate=1e-5)
+        for _ in range(100):
+            learner.imitate([sample.trajectory for sample in samples()])
+    # One step is below half the spacing of bfloat16 at the weights' usual size: without float32 copies none would show.
+    moved, expected = weights(coarse) - before, weights(fine) - before
+    assert (moved != 0).float().mean() > 0.3
+    large = expected.abs() > 5e-4
+    assert torch.sign(moved[large & (moved != 0)]).eq(torch.sign(expected[large & (moved != 0)])).float().mean() > 0.95
+
+
+def test_float32_copies_continue_bit_for_bit() -> None:
+    batch = [sample.trajectory for sample in samples()]
+    whole, half = tiny(torch.bfloat16), tiny(torch.bfloat16)
+    first, second = learner_of(whole, learning_rate=1e-5), learner_of(half, learning_rate=1e-5)
+    for _ in range(3):
+        first.imitate(batch)
+        second.imitate(batch)
+    resumed_model = tiny(torch.bfloat16)
+    resumed_model.load_state_dict(half.state_dict())
+    resumed = learner_of(resumed_model, learning_rate=1e-5)
+    resumed.load_state_dict(second.state_dict())
+    for _ in range(30):
+        first.imitate(batch)
+        resumed.imitate(batch)
+    assert torch.equal(weights(whole), weights(resumed_model))
+
+
+@pytest.fixture
+def starters() -> Iterator[tuple[PreTrainedModel, PreTrainedModel]]:
+    plain = load_model(ModelConfig()).model
+    recomputing = load_model(ModelConfig(gradient_checkpointing=True)).model
+    yield plain, recomputing
+
+
+def test_gradient_checkpointing_recomputes_and_changes_nothing(
+    starters: tuple[PreTrainedModel, PreTrainedModel],
+) -> None:
+    calls = []
+    for model in starters:
+        count = [0]
+        layer: Any = model.get_decoder().layers[0].mlp  # type: ignore[no-untyped-call]
+        layer.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        learner_of(model, learning_rate=1e-3).imitate([sample.trajectory for sample in samples()])
+        calls.append(count[0])
+    assert calls == [1, 2]
+    torch.testing.assert_close(weights(starters[0]), weights(starters[1]), rtol=0, atol=1e-6)
+
+
+def test_gradient_that_is_not_finite_is_left_out_counted_and_stops_the_run() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.get_decoder().norm.weight[0] = float("nan")  # type: ignore[no-untyped-call]
+    before = weights(model)
+    learner = learner_of(model, learning_rate=1e-2)
+    batch = [sample.trajectory for sample in samples()]
+    for _ in range(4):
+        stats = learner.imitate(batch)
+        assert (stats.num_skipped, stats.grad_norm) == (1, None)
+    assert torch.equal(weights(model), before) or torch.equal(weights(model).isnan(), before.isnan())
+    with pytest.raises(RunAborted, match="not finite in 5 updates in a row"):
+        learner.imitate(batch)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_losses_are_means_over_updates(updates: int) -> None:
+    algorithm = load_recipe("flow-grpo", {"kl_coefficient": 0.1, "entropy_coefficient": 0.01})
+    model = tiny()
+    learner = Learner(
+        model,
+        LearnerConfig(learning_rate=1e-9, updates_per_iteration=updates),
+        num_updates=10,
+        with_reference=True,
+    )
+    # The same four trajectories in each update, and weights that hardly move: the mean of two is the one.
+    batch = samples() if updates == 1 else samples() + samples()
+    means = learner.update(batch, algorithm).sums.means()
+    alone = Learner(tiny(), LearnerConfig(learning_rate=1e-9), num_updates=10, with_reference=True)
+    expected = alone.update(samples(), algorithm).sums.means()
+    for name in ("loss", "loss/policy", "loss/kl", "loss/entropy", "entropy"):
+        assert means[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
