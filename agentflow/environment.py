@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import gymnasium
 from pydantic import BaseModel
 
-from agentflow.config import Config, validate_options
+from agentflow.config import Config, suggest, validate_options
 from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message, ToolSchema
 from agentflow.spaces import AssistantMessage, Messages
@@ -155,9 +155,10 @@ def load_environment(spec: str) -> type[Environment]:
         module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
         found = getattr(module, name, None)
         if found is None:
-            classes = [key for key, value in vars(module).items() if _is_environment(value)]
+            own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
             raise ConfigError(
-                f"{location!r} has no {name!r}.", f"It defines: {', '.join(classes) or 'no environment'}."
+                f"{location!r} has no {name!r}.",
+                suggest(name, [value.__name__ for value in own if _is_environment(value)]),
             )
     else:
         points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

@@ -18,6 +18,8 @@ from agentflow.errors import ModelError
 
 STARTER = "starter"
 """The name of the embedded starter policy."""
+STARTER_ENVIRONMENTS = ("websearch", "reading")
+"""The environments whose tools and words the starter policy knows."""
 STARTER_FOLDER = Path(__file__).parent / "starter"
 
 

@@ -81,8 +81,9 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 
 def _usage(error: Any) -> str:
+    said = _one_line(error.format_message()).rstrip(".")
     usage = f" See: {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
-    return f"{_one_line(error.format_message())}{usage}"
+    return f"{said}.{usage}"
 
 
 def _one_line(text: str) -> str:

@@ -91,7 +91,10 @@ def evaluation_config(target: str, *, env: str | None, words: Sequence[str]) -> 
     if inert:
         raise ConfigError(f"{inert[0]} does nothing in an evaluation.", f"What counts: {', '.join(_SECTIONS)}.")
     if not section(values, "env").get("name"):
-        raise ConfigError("No environment was chosen.", "Say --env websearch, or --env path/to/file.py:Class.")
+        raise ConfigError(
+            f"{target!r} is not the folder of a run, which would name an environment, and --env was not given.",
+            "Check the path, or say --env websearch or --env path/to/file.py:Class.",
+        )
     return validate_options(TrainConfig, values, "The configuration")
 
 

@@ -13,6 +13,7 @@ from agentflow.cli.words import hush_libraries, noted_run
 from agentflow.config import Option, describe, to_yaml
 from agentflow.environment import load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
+from agentflow.models import STARTER, STARTER_ENVIRONMENTS
 from agentflow.runs import StoredRun
 from agentflow.trainers import flow_grpo
 from agentflow.trainers.settings import TrainConfig
@@ -39,6 +40,11 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
         _describe_run(config)
         return
     with open_console(config.run.iterations) as console:
+        if config.model.path == STARTER and config.env.name not in STARTER_ENVIRONMENTS:
+            console.note(
+                f"The starter policy has learned to search, not to play {config.env.name}: expect little of it. "
+                "Teach it first (agentflow sft), or choose a larger model (--model)."
+            )
         try:
             path = flow_grpo.train(config, console)
         except RunAborted as error:

@@ -43,7 +43,7 @@ def disk_full(path: Path) -> StorageError:
     """Return the error for a full disk under `path`."""
     return StorageError(
         f"The disk that holds {path} is full.",
-        "Free some space there and resume the run: its last complete checkpoint is intact.",
+        "Free some space there. What was complete before is intact.",
     )
 
 

@@ -129,7 +129,7 @@ def test_a_run_can_be_the_configuration_of_the_next(
         (["eval", "RUN", "--split", "test"], "There is no split 'test'. Known: train, heldout."),
         (["eval", "RUN", "learner.learning_rate=1"], "learner does nothing in an evaluation."),
         (["eval", "RUN", "agnet.max_turns=1"], "no option 'agnet'. Did you mean 'agent'?"),
-        (["eval", "starter"], "No environment was chosen."),
+        (["eval", "nowhere"], "'nowhere' is not the folder of a run"),
         (["score", "RUN", "learner.x=1"], "Scoring takes only `rewards` options"),
         (["train", "--env", "ENV", "rewards.terms.typo.weight=1"], "the environment reports no term 'typo'"),
         (["train", "--env", "ENV", "learner=3"], "'learner' = 3"),

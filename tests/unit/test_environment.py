@@ -129,7 +129,7 @@ def test_load_says_what_is_wrong(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("import no_such_module_at_all")
     for spec, problem in (
-        (f"{path}:Yours", "has no 'Yours'.*It defines: Mine"),
+        (f"{path}:Yours", "has no 'Yours'.*Known: Mine"),
         (f"{path}:other", "is not an agentflow Environment"),
         (f"{tmp_path / 'none.py'}:Mine", "There is no file"),
         (f"{broken}:Mine", "does not import: ModuleNotFoundError"),

@@ -112,7 +112,7 @@ def test_stages_unlock_by_smoothed_success_and_never_lock_again() -> None:
 
 
 def test_one_lucky_iteration_after_bad_ones_does_not_unlock() -> None:
-    shaper = Shaper(load_shaping({"success_smoothing": 0.9}))
+    shaper = Shaper(load_shaping({"preset": "progressive", "success_smoothing": 0.9}))
     for rate in (0.0, 0.0, 0.0, 1.0):
         shaper.observe(rate)
     assert shaper.reached == pytest.approx(0.1 / (1 - 0.9**4))
