@@ -17,21 +17,36 @@ async def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
     """
     if inspect.iscoroutinefunction(function):
         return await function(*args, **kwargs)
-    result = await asyncio.to_thread(function, *args, **kwargs)
+    result = await asyncio.to_thread(_plainly, function, *args, **kwargs)
     return await result if inspect.isawaitable(result) else result
+
+
+def _plainly(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        # No future takes it: whoever waits would wait for ever.
+        raise RuntimeError(f"StopIteration: {error}") from error
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine from synchronous code, even where that code was itself called from an event loop.
 
-    Each call has an event loop of its own: nothing that belongs to a loop outlives it.
+    Each call has an event loop of its own: nothing that belongs to a loop outlives it. A plain function that was given
+    up, because it took too long, is left behind in its thread.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
+        return _run(coroutine)
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
+        return thread.submit(_run, coroutine).result()
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_default_executor(DaemonThreads())
+        return runner.run(coroutine)
 
 
 class DaemonThreads(ThreadPoolExecutor):

@@ -9,7 +9,6 @@ once the episode has terminated. An environment never sees a tokenizer, and it n
 the rollout.
 """
 
-import asyncio
 import importlib
 import importlib.util
 import inspect
@@ -24,6 +23,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import gymnasium
 from pydantic import BaseModel
 
+from agentflow.concurrency import call
 from agentflow.config import Config, suggest, validate_options
 from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message, ToolSchema
@@ -113,11 +113,12 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
 
     async def areset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset without blocking the event loop; override it where reset can be awaited."""
-        return await asyncio.to_thread(self.reset, seed=seed, options=options)
+        return await call(self.reset, seed=seed, options=options)
 
     async def astep(self, action: Message) -> StepResult:
         """Step without blocking the event loop; override it where a step can be awaited."""
-        return await asyncio.to_thread(self.step, action)
+        result: StepResult = await call(self.step, action)
+        return result
 
 
 def load_tasks(environment: Environment, split: Split) -> tuple[Task, ...]:

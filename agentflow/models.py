@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from pydantic import Field
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -103,12 +103,13 @@ def _check_hub(name: str) -> None:
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         problem = "is not a folder" if Path(name).exists() else "does not exist"
         raise ModelError(f"The model {name!r} {problem}.", _WANTED)
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
     try:
-        model_info(name, timeout=10)
-    except RepositoryNotFoundError:
-        raise ModelError(f"There is no folder {name!r} here, and no such model on the hub.", _WANTED) from None
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(
+            f"There is no folder {name!r} here, and no such model on the hub, or it is private.", _WANTED
+        ) from None
     except Exception as error:
         raise ModelError(
             f"There is no folder {name!r} here, and the hub cannot be asked: {type(error).__name__}: {error}.", _WANTED

@@ -9,12 +9,14 @@ history, as those that drop the reasoning of earlier turns do. A template that l
 at construction.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_parsing.response_parser import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
@@ -126,12 +128,18 @@ class Renderer:
         return Reply(Message("assistant", content, calls))
 
     def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
-        rendered: Any = self.tokenizer.apply_chat_template(
-            [to_chat(self._defused(message)) for message in messages],
-            tools=self.tools or None,
-            add_generation_prompt=generation,
-            tokenize=False,
-        )
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                [to_chat(self._defused(message)) for message in messages],
+                tools=self.tools or None,
+                add_generation_prompt=generation,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise ModelError(
+                f"The chat template of {self.tokenizer.name_or_path!r} refuses {[m.role for m in messages]}: {error}.",
+                "Use a model whose template takes system, user, assistant and tool messages.",
+            ) from error
         return str(rendered)
 
     def _defused(self, message: Message) -> Message:
@@ -176,7 +184,8 @@ class Renderer:
         return closing
 
     def _after_mark(self, rendered: str) -> str:
-        _, found, after = rendered.rpartition(_MARK)
+        # The first one: what is quoted after it may hold the mark as well.
+        _, found, after = rendered.partition(_MARK)
         if not found:
             raise ModelError(
                 f"The chat template of {self.tokenizer.name_or_path!r} leaves out an assistant turn.",
@@ -189,7 +198,10 @@ def _tool_call(parsed: dict[str, Any]) -> ToolCall:
     function = parsed["function"]
     if not isinstance(function["arguments"], dict):
         raise ValueError("the arguments are not an object of named values")
-    return ToolCall(str(function["name"]).strip(), function["arguments"])
+    # JSON can escape what no text may hold: lone surrogates.
+    written = json.dumps([str(function["name"]).strip(), function["arguments"]], ensure_ascii=False)
+    name, arguments = json.loads(written.encode("utf-8", "replace"))
+    return ToolCall(name, arguments)
 
 
 @lru_cache(maxsize=8)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from agentflow.concurrency import DaemonThreads
+from agentflow.concurrency import run_blocking
 from agentflow.config import Config
 from agentflow.errors import RunAborted
 from agentflow.trajectory import Group, Task, Trajectory
@@ -148,9 +148,7 @@ class Rollout:
         progress: Callable[[int, int], None] | None = None,
     ) -> Collected:
         """Collect from synchronous code; see `collect`."""
-        with asyncio.Runner() as runner:
-            runner.get_loop().set_default_executor(DaemonThreads())
-            return runner.run(self.collect(tasks, group_size=group_size, seed=seed, label=label, progress=progress))
+        return run_blocking(self.collect(tasks, group_size=group_size, seed=seed, label=label, progress=progress))
 
     async def collect(
         self,

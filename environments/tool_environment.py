@@ -60,7 +60,8 @@ class ToolEnvironment(Environment):
     drawn by the seed.
 
     Each plain function of a subclass (tool, score, `on_reset`, `turn_terms`) runs in a thread, so that one which waits
-    or hangs holds up its own episode only; an `async def` runs in the event loop and must not block it. Every
+    or hangs holds up its own episode only, and the next one may run in another thread: what belongs to one thread (an
+    sqlite3 connection) is opened within the call. An `async def` runs in the event loop and must not block it. Every
     synchronous `reset` or `step` runs an event loop of its own, and so does every rollout: a client that belongs to one
     loop (an aiohttp session) must be opened within the call, not kept on the instance or class.
     """

@@ -134,6 +134,7 @@ class Trainer:
         """Collect and learn once; the metrics, and the alarm's sentence if it rings."""
         progress = (iteration - 1) / self.config.run.iterations
         batch = self._collect(iteration, progress)
+        self._run.write_groups(iteration, batch.groups)
         samples = self._samples(batch, iteration)
         # The memory of sampling is not needed while gradients are.
         self._assembly.policy.forget()
@@ -141,7 +142,6 @@ class Trainer:
         stats = self._learner.update(samples, self.config.algorithm) if samples else None
         self._assembly.policy.updated()
         update_s = time.monotonic() - started
-        self._run.write_groups(iteration, batch.groups)
         scored = [trajectory for group in batch.groups for trajectory in group.scored]
         if scored:
             self._shaper.observe(sum(bool(t.success) for t in scored) / len(scored))

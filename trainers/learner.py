@@ -78,7 +78,6 @@ class UpdateStats:
     """What one iteration's updates did.
 
     Attributes:
-        loss: The loss, averaged over updates.
         grad_norm: The gradient's Euclidean norm before clipping, averaged over updates; None if none was finite.
         learning_rate: The learning rate of the last update.
         sums: Sums over sampled tokens, over all updates; the losses are averaged over updates.
@@ -87,13 +86,17 @@ class UpdateStats:
         num_row_tokens: Tokens that a row for each trajectory would have computed.
     """
 
-    loss: float
     grad_norm: float | None
     learning_rate: float
     sums: LossSums
     num_skipped: int
     num_unique_tokens: int
     num_row_tokens: int
+
+    @property
+    def loss(self) -> float:
+        """The loss, averaged over updates."""
+        return self.sums.loss
 
 
 class Learner:
@@ -155,7 +158,6 @@ class Learner:
         total = total.with_losses_divided(len(batches))
         every = [part for parts in packs for part in parts]
         return UpdateStats(
-            loss=total.loss,
             grad_norm=mean(norm for norm in norms if math.isfinite(norm)),
             learning_rate=self._rate(self.num_updates_done - 1),
             sums=total,
@@ -182,7 +184,6 @@ class Learner:
             )
         norm = self._apply()
         return UpdateStats(
-            loss=total.loss,
             grad_norm=norm if math.isfinite(norm) else None,
             learning_rate=self._rate(self.num_updates_done - 1),
             sums=total,

@@ -88,8 +88,4 @@ class TrainConfig(Config):
             )
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
-        if is_changed(self.policy, "temperature") and self.policy.backend == "scripted":
-            raise ConfigError(
-                "policy.temperature does nothing: the scripted expert samples nothing.", "Leave it out, or sample."
-            )
         return self

@@ -4,7 +4,6 @@ A run has one or more stages, each with its own environment: a curriculum. What 
 those that a rollout samples, so the same packing and the same learner serve both.
 """
 
-import asyncio
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 
 from agentflow.agents.react import AgentConfig
 from agentflow.attention import use_agentflow_attention
+from agentflow.concurrency import run_blocking
 from agentflow.config import Config, is_changed
 from agentflow.environment import Environment, load_tasks
 from agentflow.errors import ConfigError, DataError
@@ -210,7 +210,7 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
         ]
 
     try:
-        return asyncio.run(play())
+        return run_blocking(play())
     finally:
         environment.close()
 

@@ -38,7 +38,9 @@ class AgentConfig(Config):
         120.0, gt=0, description="Most wall seconds of one reset or step; one that takes longer has hung, and fails."
     )
     max_episode_s: float = Field(
-        600.0, gt=0, description="Wall seconds of the environment, all turns together, after which an episode ends."
+        600.0,
+        gt=0,
+        description="Wall seconds of the environment, over all turns, after which an episode ends, paid as it stands.",
     )
     on_parse_error: Literal["show", "end"] = Field(
         "show", description="A malformed reply: show the error to the policy and count the turn, or end the episode."
@@ -118,7 +120,7 @@ class ReAct:
             transcript.status = Status("failed", EpisodeFailure.cause, f"{type(error).__name__}: {error}")
         finally:
             self._policy.release(episode.id)
-            await _close(transcript)
+            await self._close(transcript)
         assert transcript.status is not None, "the loop ends with a status"
         return Trajectory(
             id=episode.id,
@@ -218,6 +220,11 @@ class ReAct:
                 return await call(function)
         except EpisodeFailure:
             raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise EnvironmentFailure(f"{what} was cancelled by its own doing") from error
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and limit.expired():
                 raise EnvironmentFailure(f"{what} had not returned after {self._config.max_call_s:g} s") from None
@@ -226,6 +233,19 @@ class ReAct:
             transcript.environment_s += time.monotonic() - started
             if outside:
                 transcript.gate.acting(transcript.episode.id)
+
+    async def _close(self, transcript: Transcript) -> None:
+        """Close the environment, if it was made and has anything to close; the episode is over, its result stands."""
+        environment = getattr(transcript, "environment", None)
+        if environment is None or type(environment).close is gymnasium.Env.close:
+            return
+        if environment.waits_outside:
+            transcript.gate.away(transcript.episode.id)
+        try:
+            async with asyncio.timeout(self._config.max_call_s):
+                await call(environment.close)
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            _log.warning("episode %s: close raised %s: %s", transcript.episode.id, type(error).__name__, error)
 
 
 def _checked_reset(result: Any) -> tuple[Observation, Mapping[str, Any]]:
@@ -262,18 +282,3 @@ def _number(what: str, value: Any) -> float:
     if not isinstance(value, Real | np.bool_) or not math.isfinite(value):
         raise EnvironmentFailure(f"step returned {what} of {value!r}, not a finite number")
     return float(value)
-
-
-async def _close(transcript: Transcript) -> None:
-    """Close the environment, if it was made and has anything to close; the episode is over and its result stands."""
-    environment = getattr(transcript, "environment", None)
-    if environment is None or type(environment).close is gymnasium.Env.close:
-        return
-    try:
-        async with asyncio.timeout(_MAX_CLOSE_S):
-            await call(environment.close)
-    except (Exception, SystemExit) as error:  # noqa: BLE001
-        _log.warning("episode %s: close raised %s: %s", transcript.episode.id, type(error).__name__, error)
-
-
-_MAX_CLOSE_S = 10.0

@@ -1,7 +1,8 @@
 """Play an environment's own expert in place of a policy: an upper bound, and a check of everything but the model."""
 
+from functools import partial
+
 from agentflow.agents.react import ReAct, Transcript
-from agentflow.concurrency import call
 from agentflow.environment import Expert
 from agentflow.rollout import Episode, Gate, derive_seed
 from agentflow.trajectory import Completion, Trajectory
@@ -27,8 +28,10 @@ class Scripted(ReAct):
         episode = transcript.episode
         if episode.id not in self._experts:
             seed = derive_seed(episode.seed, episode.id)
-            self._experts[episode.id] = await call(transcript.environment.expert, episode.task, seed)
-        message = await call(self._experts[episode.id].act, transcript.observation)
+            begin = partial(transcript.environment.expert, episode.task, seed)
+            self._experts[episode.id] = await self._ask(transcript, "expert", begin)
+        act = partial(self._experts[episode.id].act, transcript.observation)
+        message = await self._ask(transcript, "expert", act)
         tokens = tuple(self._renderer.reply(message))
         kept = tokens[: min(room, self._config.max_turn_tokens)]
         return Completion(kept, (0.0,) * len(kept), "stop" if kept == tokens else "length", policy_version=0)

@@ -109,7 +109,8 @@ def _stored_values(target: str) -> dict[str, Any]:
     if "stages" in stored:  # a run of imitation
         stored = {"env": stored["stages"][-1]["env"], "model": stored["model"], "agent": stored["agent"]}
     # The checkpoint is loaded as it is: adapters come with it, new ones would start from nothing.
-    return merge(stored, {"model": {"path": str(checkpoint.path), "lora_rank": 0}})
+    model = {name: value for name, value in stored["model"].items() if not name.startswith("lora_")}
+    return {**stored, "model": {**model, "path": str(checkpoint.path)}}
 
 
 def _print_evaluation(found: Evaluation) -> None:

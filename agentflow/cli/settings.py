@@ -62,6 +62,8 @@ def train_config(given: Given) -> TrainConfig:
     validate_options(environment.options_model, config.env.options, owner=f"env ({environment.__name__})")
     config.rewards.validate_terms(environment.reward_terms)
     check_shaping(config.rewards, config.algorithm)
+    if config.policy.backend == "scripted" and "temperature" in section(chosen, "policy"):
+        raise ConfigError("policy.temperature does nothing: the scripted expert samples nothing.", "Leave it out.")
     return config
 
 

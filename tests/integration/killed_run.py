@@ -3,8 +3,6 @@
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,18 +52,18 @@ def die_in_update(after: int) -> None:
     torch.nn.modules.module.register_module_full_backward_hook(count)
 
 
-def die_in_checkpoint(out: Path) -> None:
-    """Die as soon as the second checkpoint's optimiser state is being written."""
+def die_in_checkpoint() -> None:
+    """Die in the second checkpoint, between the optimiser's state and the rest."""
+    calls = 0
 
-    def watch() -> None:
-        while True:
-            written = {path.parent.name.split("-")[-1] for path in out.glob("*/checkpoints/*/trainer.pt")}
-            unfinished = [path for path in out.glob("*/checkpoints/.*/trainer.pt")]
-            if unfinished and len(written) > 1:
+    def count(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal calls
+        if event == "open" and str(args[0]).endswith("state.json") and "w" in str(args[1]):
+            calls += 1
+            if calls == 2:
                 die()
-            time.sleep(0.0002)
 
-    threading.Thread(target=watch, daemon=True).start()
+    sys.addaudithook(count)
 
 
 def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> None:
@@ -74,14 +72,14 @@ def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> Non
     if phase == "update":
         die_in_update(after=60)
     if phase == "checkpoint":
-        die_in_checkpoint(Path(out))
+        die_in_checkpoint()
     console = Killer(phase)
     if run:
         print(flow_grpo.resume(Path(run), console))
         return
     config = TrainConfig(
         env={"name": f"{Path(__file__).parent / 'words.py'}:Words"},
-        model={"path": model, "lora_rank": int(lora_rank)},
+        model={"path": model} | ({"lora_rank": int(lora_rank), "lora_alpha": 8} if int(lora_rank) else {}),
         agent={"max_turn_tokens": 12},
         learner={"learning_rate": 3e-3, "updates_per_iteration": 2, "schedule": "linear"},
         rewards={"preset": "outcome", "terms": {"well_formed": {"weight": 0.2, "retire_at": 0.5, "fade": 0.5}}},

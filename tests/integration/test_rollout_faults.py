@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agentflow.agents.react import AgentConfig, ReAct
+from agentflow.agents.scripted import Scripted
 from agentflow.environment import Environment
 from agentflow.environments import ToolEnvironment
 from agentflow.errors import RunAborted, ToolError
@@ -56,6 +58,8 @@ class Fragile(ToolEnvironment):
         """
         if self.breaks("tool"):
             raise ZeroDivisionError("division by zero")
+        if self.breaks("StopIteration"):
+            return next(iter(()))
         if self.breaks("timeout of its own"):
             raise TimeoutError("the author's own")
         if self.breaks("tool says no"):
@@ -177,6 +181,7 @@ def play(breaks: str, **settings: Any) -> Trajectory:
     [
         ("reset", "environment", 0),
         ("tool", "tool", 0),
+        ("StopIteration", "tool", 0),
         ("timeout of its own", "tool", 0),
         ("score", "score", 1),
         ("nan", "score", 1),
@@ -237,11 +242,37 @@ def test_plain_function_that_hangs_fails_its_own_episode_in_time(breaks: str) ->
     assert "had not returned after 0.5 s" in trajectory.status.detail
 
 
-def test_close_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentflow.agents.react._MAX_CLOSE_S", 0.2)
+def test_close_that_hangs_is_left_behind() -> None:
     started = time.monotonic()
-    assert play("close", make=Sleepy).raw_return == 1.0
+    assert play("close", make=Sleepy, max_call_s=1.0).raw_return == 1.0
     assert time.monotonic() - started < 15
+
+
+def test_environment_that_cancels_itself_fails_its_own_episode_only() -> None:
+    class Cancelling(Fragile):
+        async def astep(self, action: Message) -> Any:
+            if self.breaks("cancelled"):
+                raise asyncio.CancelledError
+            return await super().astep(action)
+
+    trajectory = play("cancelled", make=Cancelling)
+    assert (trajectory.status.kind, trajectory.status.reason) == ("failed", "environment")
+
+
+def test_expert_that_hangs_or_raises_fails_its_own_episode_only() -> None:
+    class Guided(Fragile):
+        def expert(self, task: Task, seed: int) -> Any:
+            if self.breaks("expert hangs"):
+                time.sleep(60)
+            return SimpleNamespace(act=lambda observation: FINE)
+
+    renderer = Renderer(TOKENIZER, Fragile().tool_schemas)
+    agent = Scripted(Guided, renderer, policy=ScriptedPolicy(lambda _: []), config=AgentConfig(max_call_s=1.0))
+    Fragile.broken_so_far.clear()
+    collected = Rollout(agent, RolloutConfig(max_failed_fraction=1.0)).run(
+        [task("expert hangs"), task("")], group_size=1, seed=0, label="test"
+    )
+    assert [trajectory.raw_return for trajectory in collected.trajectories] == [None, 1.0]
 
 
 def test_policy_that_breaks_fails_by_name() -> None:

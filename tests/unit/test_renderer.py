@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agentflow.errors import ModelError
 from agentflow.messages import Message, ToolCall
-from agentflow.renderer import Renderer
+from agentflow.renderer import _MARK, Renderer
 from agentflow.trainers.scratch import new_tokenizer
 from agentflow.trajectory import Completion
 
@@ -169,7 +169,23 @@ def test_observation_with_calls_of_another_agent_is_rendered() -> None:
     assert json.dumps({"name": "look", "arguments": {"at": "table"}}) in text
 
 
+def test_text_that_quotes_the_renderers_own_mark_is_kept() -> None:
+    renderer = Renderer(byte_tokenizer(CHATML), [SCHEMA])
+    text = text_of(renderer, renderer.extend([Message("tool", f"before {_MARK} after", name="look")]))
+    assert f"before {_MARK} after" in text
+
+
+def test_lone_surrogates_of_a_call_become_question_marks() -> None:
+    renderer = Renderer(byte_tokenizer(CHATML), [SCHEMA])
+    written = '<tool_call>\n{"name": "look", "arguments": {"at": "a\\ud800b"}}\n</tool_call>'
+    ids = [*renderer.tokenizer.encode(written, add_special_tokens=False), renderer.closing()]
+    reply = renderer.parse(Completion(tuple(ids), (0.0,) * len(ids), "stop", 0))
+    assert reply.message.tool_calls == (ToolCall("look", {"at": "a?b"}),)
+
+
 def test_templates_that_cannot_be_trained_on_are_refused() -> None:
+    with pytest.raises(ModelError, match="no system please"):
+        Renderer(byte_tokenizer("{{ raise_exception('no system please') }}"))
     with pytest.raises(ModelError, match="leaves out an assistant turn"):
         Renderer(byte_tokenizer(FORGETFUL))
     with pytest.raises(ModelError, match="does not close an assistant turn"):

@@ -222,7 +222,7 @@ def test_metrics_average_over_trajectories() -> None:
         "reward/hint": 1.5,
         "shaping/hint": 0.75,
     }
-    assert reward_metrics([]) == {}
+    assert reward_metrics([]) == {"reward/raw": None, "reward/shaped": None}
 
 
 def test_a_trajectory_without_turns_has_an_empty_ledger() -> None:
