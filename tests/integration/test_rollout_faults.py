@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -344,30 +343,6 @@ def test_environment_that_took_its_seconds_ends_in_truncation() -> None:
     assert (trajectory.status.kind, trajectory.status.reason) == ("truncated", "seconds")
     assert len(trajectory.turns) <= 2
     assert trajectory.raw_return == 0.0
-
-
-def test_members_of_a_group_share_the_environments_seed_and_not_the_samplers() -> None:
-    seeds: list[int] = []
-
-    class Seeded(Fragile):
-        async def areset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-            seeds.append(seed or 0)
-            return await super().areset(seed=seed, options=options)
-
-    renderer = Renderer(TOKENIZER, Fragile().tool_schemas)
-    sampled: list[int] = []
-
-    class Recording(ScriptedPolicy):
-        async def generate(self, prompt_ids: Any, sampling: Any, *, session: str) -> Any:
-            sampled.append(sampling.seed)
-            return await super().generate(prompt_ids, sampling, session=session)
-
-    policy = Recording(lambda _: renderer.reply(FINE))
-    agent = ReAct(Seeded, renderer, policy=policy, config=AgentConfig())
-    tasks = [task(""), Task("other", "look", "fine")]
-    Rollout(agent, RolloutConfig()).run(tasks, group_size=3, seed=0, label="test")
-    assert sorted(Counter(seeds).values()) == [3, 3]
-    assert len(set(sampled)) == 6
 
 
 def test_limits_end_in_truncation_with_a_reason() -> None:
