@@ -1,7 +1,7 @@
-"""What a sandbox is: a place where a program that nobody trusts runs, within limits, and leaves nothing behind.
+r"""What a sandbox is: a place where a program that nobody trusts runs, within limits, and leaves nothing behind.
 
     result = await sandbox.run(Program(code="print(6 * 7)"))
-    result.status, result.stdout                     # "ok", b"42\\n"
+    result.status, result.stdout                     # "ok", b"42\n"
 
     async with await sandbox.session() as session:   # variables survive from cell to cell
         await session.exec("x = 6")
