@@ -18,14 +18,11 @@ _OTHER_SUFFIXES = (".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".arrow")
 _FORMATS = ".jsonl, .parquet, a folder or a name of the Hugging Face hub"
 
 
-class QuestionsConfig(Config):
-    """Where questions come from, and what their columns are called."""
+class RowsConfig(Config):
+    """Where the rows of a data set come from, and which of them are held out."""
 
     path: str = Field(description="A .jsonl or .parquet file, a dataset folder, or a dataset's name on the hub.")
     heldout_path: str | None = Field(None, description="A second file or dataset, with the held-out questions.")
-    question: str = Field("question", description="Column of the question; `a.b` looks into nested ones.")
-    answer: str = Field("answer", description="Column of the gold answer: a text, a number or a list of them.")
-    id: str | None = Field(None, description="Column of the question's id; null numbers the rows.")
     subset: str | None = Field(None, description="Configuration of a hub dataset that has several.")
     train_split: str = Field("train", description="Split of a dataset that is trained on.")
     heldout_split: str | None = Field(
@@ -42,26 +39,51 @@ class QuestionsConfig(Config):
         return self
 
 
+class QuestionsConfig(RowsConfig):
+    """Where questions come from, and what their columns are called."""
+
+    question: str = Field("question", description="Column of the question; `a.b` looks into nested ones.")
+    answer: str = Field("answer", description="Column of the gold answer: a text, a number or a list of them.")
+    id: str | None = Field(None, description="Column of the question's id; null numbers the rows.")
+
+
 def load_questions(config: QuestionsConfig, split: Split) -> list[Task]:
     """Return the questions of a split as tasks, their answer a tuple of gold answers, in the order of the rows.
-
-    Without a held-out set of their own, questions are held out by a hash of their text: the same ones on every
-    machine, whatever the order of the rows, and never one that also occurs in training.
 
     Raises:
         DataError: The set is missing, unreadable or empty, a column is missing, or a row is malformed.
     """
-    own_file, own_split = config.heldout_path is not None, config.heldout_split is not None
+    source, rows = load_rows(config, split)
+    return of_split(_tasks(rows, config, source=source), config, split)
+
+
+def load_rows(config: RowsConfig, split: Split) -> tuple[str, list[Mapping[str, Any]]]:
+    """Return where the rows of a split come from, and all rows there: `of_split` keeps those of the split.
+
+    Raises:
+        DataError: The set is missing or unreadable.
+    """
     source, part = config.path, config.train_split
     if split == "heldout":
         source, part = config.heldout_path or source, config.heldout_split or part
-    tasks = _tasks(_rows(config, source, part), config, source=source)
-    if own_file or own_split:
+    return source, _rows(config, source, part)
+
+
+def of_split(tasks: list[Task], config: RowsConfig, split: Split) -> list[Task]:
+    """Keep the tasks of a split.
+
+    Without a held-out set of their own, tasks are held out by a hash of their text: the same ones on every machine,
+    whatever the order of the rows, and never one that also occurs in training.
+
+    Raises:
+        DataError: None is left.
+    """
+    if config.heldout_path is not None or config.heldout_split is not None:
         return tasks
     chosen = [task for task in tasks if is_held_out(task.prompt, config.heldout_share) == (split == "heldout")]
     if not chosen:
         raise DataError(
-            f"{source} has too few questions ({len(tasks)}) to hold out a share of {config.heldout_share:g}.",
+            f"{config.path} has too few questions ({len(tasks)}) to hold out a share of {config.heldout_share:g}.",
             "Change heldout_share, or set heldout_path.",
         )
     return chosen
@@ -73,7 +95,7 @@ def is_held_out(question: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _rows(config: QuestionsConfig, source: str, part: str) -> list[Mapping[str, Any]]:
+def _rows(config: RowsConfig, source: str, part: str) -> list[Mapping[str, Any]]:
     path = Path(source).expanduser()
     if path.suffix in (".jsonl", ".parquet"):
         if part == config.heldout_split:
@@ -120,7 +142,7 @@ def _read_parquet(path: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _read_dataset(path: Path, part: str, config: QuestionsConfig) -> list[Mapping[str, Any]]:
+def _read_dataset(path: Path, part: str, config: RowsConfig) -> list[Mapping[str, Any]]:
     # Two seconds to import, for sets that are no single file.
     import datasets  # noqa: PLC0415
 
@@ -146,9 +168,9 @@ def _tasks(rows: Sequence[Mapping[str, Any]], config: QuestionsConfig, *, source
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         where = f"{source}, row {number}"
-        question = _cell(row, config.question, option="question", where=where)
-        answer = _cell(row, config.answer, option="answer", where=where)
-        id_ = f"q{number:06d}" if config.id is None else str(_cell(row, config.id, option="id", where=where))
+        question = cell(row, config.question, option="question", where=where)
+        answer = cell(row, config.answer, option="answer", where=where)
+        id_ = f"q{number:06d}" if config.id is None else str(cell(row, config.id, option="id", where=where))
         if seen.setdefault(id_, number) != number:
             raise DataError(f"{where} repeats the id {id_!r} of row {seen[id_]}.", "Ids must be unique.")
         if not isinstance(question, str) or not question.strip():
@@ -157,7 +179,12 @@ def _tasks(rows: Sequence[Mapping[str, Any]], config: QuestionsConfig, *, source
     return tasks
 
 
-def _cell(row: Mapping[str, Any], column: str, *, option: str, where: str) -> Any:
+def cell(row: Mapping[str, Any], column: str, *, option: str, where: str) -> Any:
+    """Return a cell of a row; `a.b` looks into nested columns.
+
+    Raises:
+        DataError: There is no such column; it names `option`, which says what the column is called.
+    """
     if column in row:
         return row[column]
     value: Any = row

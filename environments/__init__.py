@@ -9,5 +9,6 @@ from agentflow.environments.tool_environment import ToolEnvironment, ToolResult
 
 __all__ = ["ToolEnvironment", "ToolResult"]
 
-# By its path as text: the environment is imported when it is made.
+# By their paths as text: an environment is imported when it is made.
 gymnasium.register("agentflow/WebSearch-v0", entry_point="agentflow.environments.websearch:WebSearch")
+gymnasium.register("agentflow/Code-v0", entry_point="agentflow.environments.coding:Code")

@@ -1,0 +1,85 @@
+"""A sandbox for the tests' own programs: a plain subprocess with limits, which contains nobody."""
+
+import asyncio
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from agentflow.sandbox.base import Limits, Output, Program, Result, Sandbox, Session
+
+REAL = "agentflow.sandbox.process"
+LIMITS = Limits(cpu_s=2.0, wall_s=3.0, memory_mb=400)
+
+
+class TrustedSubprocess:
+    """Run programs that the tests wrote, and no others, in a subprocess of this interpreter.
+
+    Args:
+        broken: How many of the first executions fail as if the sandbox had broken.
+    """
+
+    name = "trusted"
+
+    def __init__(self, broken: int = 0) -> None:
+        self.programs: list[Program] = []
+        self.broken = broken
+
+    async def run(self, program: Program, limits: Limits | None = None) -> Result:
+        """Run a program."""
+        self.programs.append(program)
+        if self.broken:
+            self.broken -= 1
+            return Result("infra_error", detail="the launcher is gone")
+        return await asyncio.to_thread(_run, program, limits or LIMITS)
+
+    async def session(self, limits: Limits | None = None) -> Session:
+        """Sessions are not to be had here."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+def _run(program: Program, limits: Limits) -> Result:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_mb << 20, limits.memory_mb << 20))
+
+    words = [sys.executable, "-I", "-c", program.code]
+    try:
+        done = subprocess.run(
+            words, input=program.stdin, capture_output=True, timeout=limits.wall_s, preexec_fn=limit, check=False
+        )
+    except subprocess.TimeoutExpired as late:
+        return Result("wall_timeout", stdout=_kept(late.stdout, limits), stderr=_kept(late.stderr, limits))
+    out, err = _kept(done.stdout, limits), _kept(done.stderr, limits)
+    if done.returncode < 0:
+        return Result("signal", signal=-done.returncode, stdout=out, stderr=err)
+    status: Any = "nonzero_exit" if done.returncode else "ok"
+    return Result(status, exit_code=done.returncode, stdout=out, stderr=err, backend="trusted")
+
+
+def _kept(text: bytes | None, limits: Limits) -> Output:
+    text, half = text or b"", limits.output_kb * 512
+    if len(text) <= 2 * half:
+        return Output(text, b"", len(text))
+    return Output(text[:half], text[-half:], len(text))
+
+
+def sandboxes() -> Sequence[Any]:
+    """Return what tests run over: the stand-in, and the real one where it is installed."""
+    real = pytest.mark.skipif(find_spec(REAL) is None, reason=f"there is no {REAL}")
+    return ("trusted", pytest.param("process", marks=real))
+
+
+async def make_sandbox(name: str) -> Sandbox:
+    """Return a sandbox of `sandboxes()`."""
+    if name == "trusted":
+        return TrustedSubprocess()
+    from importlib import import_module
+
+    return import_module(REAL).ProcessSandbox()  # type: ignore[no-any-return]
