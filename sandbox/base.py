@@ -57,7 +57,7 @@ class Program:
         language: `python` or `shell`.
         files: Files of the work space, by relative path, written before the start.
         stdin: What the program reads.
-        seed: Fixes hashing, `random` and numpy's generator before the code starts.
+        seed: Fixes hashing and `random` before the code starts.
     """
 
     code: str

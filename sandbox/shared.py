@@ -8,12 +8,12 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import lru_cache
-from importlib import import_module
 from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox, Session
+from agentflow.sandbox.probe import open_sandbox
 
 T = TypeVar("T")
 _CLOSING_S = 10.0
@@ -126,4 +126,4 @@ class _SharedSession:
 @lru_cache(maxsize=8)
 def shared_sandbox(name: str) -> SharedSandbox:
     """Return this process's sandbox of a name; nothing is started before `ensure_open` or its first use."""
-    return SharedSandbox(lambda: import_module("agentflow.sandbox.probe").open_sandbox(name), name=name)
+    return SharedSandbox(lambda: open_sandbox(name), name=name)

@@ -1,6 +1,8 @@
 """What every test relies on: one torch thread, the same examples, no model hub, and GPU tests that say if skipped."""
 
 import os
+import shutil
+import subprocess
 
 # Set before transformers, datasets or torch is imported by a test module.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +16,14 @@ torch.set_num_threads(1)
 # The same examples in every run, and no time limit: a busy machine must not turn a test red.
 settings.register_profile("agentflow", deadline=None, derandomize=True)
 settings.load_profile("agentflow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install what the suite needs beside Python packages, once, where it may."""
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and shutil.which("bwrap") is None and os.getuid() == 0 and shutil.which("apt-get"):
+        for words in (["update"], ["install", "--yes", "bubblewrap"]):
+            subprocess.run(["apt-get", "--quiet", *words], check=False, stdout=subprocess.DEVNULL, timeout=300)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

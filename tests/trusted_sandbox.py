@@ -2,17 +2,18 @@
 
 import asyncio
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from agentflow.sandbox.base import Limits, Output, Program, Result, Sandbox, Session
+from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 
-REAL = "agentflow.sandbox.process"
+real = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 LIMITS = Limits(cpu_s=2.0, wall_s=3.0, memory_mb=400)
 
 
@@ -72,14 +73,9 @@ def _kept(text: bytes | None, limits: Limits) -> Output:
 
 def sandboxes() -> Sequence[Any]:
     """Return what tests run over: the stand-in, and the real one where it is installed."""
-    real = pytest.mark.skipif(find_spec(REAL) is None, reason=f"there is no {REAL}")
-    return ("trusted", pytest.param("process", marks=real))
+    return ("trusted", pytest.param("bubblewrap", marks=real))
 
 
-async def make_sandbox(name: str) -> Sandbox:
+def make_sandbox(name: str) -> Sandbox:
     """Return a sandbox of `sandboxes()`."""
-    if name == "trusted":
-        return TrustedSubprocess()
-    from importlib import import_module
-
-    return import_module(REAL).ProcessSandbox()  # type: ignore[no-any-return]
+    return TrustedSubprocess() if name == "trusted" else BubblewrapSandbox()

@@ -38,7 +38,7 @@ class CodeOptions(Config):
     expert_noise: float = Field(
         0.0, ge=0, le=1, description="How often the scripted expert errs: 0 never, 1 in about half of the tasks."
     )
-    sandbox: str = Field("process", description="The sandbox that programs run in.")
+    sandbox: str = Field("auto", description="The sandbox that programs run in; `auto` is the first that works here.")
     limits: Limits = Field(
         default=Limits(cpu_s=2.0, wall_s=10.0, memory_mb=256, disk_mb=16, max_processes=8),
         description="What one execution may use.",

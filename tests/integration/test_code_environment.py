@@ -2,20 +2,16 @@
 
 import asyncio
 import json
-from importlib.util import find_spec
 from typing import Any
-
-import pytest
 
 from agentflow.environment_check import validate_answers
 from agentflow.environments.coding import Code
 from agentflow.messages import Message, ToolCall
 from agentflow.sandbox.shared import SharedSandbox
-from tests.trusted_sandbox import LIMITS, REAL, TrustedSubprocess
+from tests.trusted_sandbox import LIMITS, TrustedSubprocess, real
 
 SMALL: dict[str, Any] = {"train_tasks": 12, "heldout_tasks": 6, "limits": LIMITS.model_dump()}
 SHARED = SharedSandbox(TrustedSubprocess)
-real = pytest.mark.skipif(find_spec(REAL) is None, reason=f"there is no {REAL}")
 
 
 class Trusted(Code):

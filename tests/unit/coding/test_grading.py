@@ -90,7 +90,7 @@ HOSTILE = {
 
 async def judged(source: str, cases: tuple[Case, ...] = DOUBLE, name: str = "trusted") -> Verdict:
     """Grade a program in a sandbox."""
-    sandbox = await make_sandbox(name)
+    sandbox = make_sandbox(name)
     try:
         return await asyncio.wait_for(grade(sandbox, source, cases, limits=LIMITS), 60)
     finally:

@@ -1,0 +1,237 @@
+"""The bubblewrap backend: each program in namespaces of its own, on a read-only system, under a system-call filter.
+
+The command starts as a user that owns nothing: bubblewrap that is started by root leaves /proc/sys writable. Limits
+are judged from outside, over all processes of an execution together: CPU seconds, resident memory, output and wall
+time; number of processes, open files and file sizes are set inside, where only the program's own count.
+"""
+
+import asyncio
+import json
+import math
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session
+from agentflow.sandbox.execution import Execution, Verdict
+from agentflow.sandbox.seccomp import bpf_filter
+
+_GUEST = (Path(__file__).parent / "guest.py").read_text(encoding="utf-8")
+_FIRST_UID = 20_000  # one user a slot, so that one execution's processes are never another's
+_INSIDE_UID = 65_534
+_MAX_SOURCE_BYTES = 1 << 20
+_ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
+_SHARED_MEMORY_BYTES = 1 << 20
+ENFORCED = ("cpu:poll", "memory:poll", "wall", "output", "disk:tmpfs", "pids:rlimit", "net", "pid", "seccomp", "uid")
+_SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib64")
+_SYSTEM_PYTHON = "/usr/bin/python3"
+INSTALL = "Install it: apt-get install bubblewrap."
+
+
+class BubblewrapSandbox:
+    """Run programs under bubblewrap.
+
+    Args:
+        concurrency: Programs at once; None for one a core.
+        python: The interpreter inside; None for this one where every user can read it, otherwise the system's.
+
+    Raises:
+        SandboxUnavailable: bubblewrap is not installed, or no interpreter can be read by every user.
+    """
+
+    name = "bubblewrap"
+
+    def __init__(self, concurrency: int | None = None, *, python: str | None = None) -> None:
+        found = shutil.which("bwrap")
+        if found is None:
+            raise SandboxUnavailable("There is no bwrap on the PATH.", INSTALL)
+        self._command = found
+        self._filter = bpf_filter()
+        self.python = python or _interpreter()
+        self._slots: asyncio.Queue[int] = asyncio.Queue()
+        for slot in range(concurrency or os.cpu_count() or 1):
+            self._slots.put_nowait(slot)
+
+    async def run(self, program: Program, limits: Limits | None = None) -> Result:
+        """Run a program in a fresh place; see `Sandbox`."""
+        used = limits or Limits()
+        problem = _refusal(program, used)
+        if problem:
+            return Result("refused", detail=problem, backend=self.name)
+        slot = await self._slots.get()
+        stop = threading.Event()
+        work = asyncio.ensure_future(asyncio.to_thread(self._run, program, used, slot=slot, stop=stop))
+        try:
+            return await asyncio.shield(work)
+        finally:
+            # A caller that no longer waits must not leave the program behind, nor take its slot along.
+            stop.set()
+            await asyncio.wait([work])
+            self._slots.put_nowait(slot)
+
+    async def session(self, limits: Limits | None = None) -> Session:
+        """Refuse: every program of this backend starts afresh.
+
+        Raises:
+            SandboxUnavailable: Always.
+        """
+        raise SandboxUnavailable("The bubblewrap sandbox keeps no interpreter between programs.", "Use `run`.")
+
+    async def close(self) -> None:
+        """Keep nothing warm, end nothing."""
+
+    def _run(self, program: Program, limits: Limits, *, slot: int, stop: threading.Event) -> Result:
+        with ExitStack() as files:
+            try:
+                process = self._start(program, limits, slot=slot, files=files)
+            except OSError as error:
+                return Result("infra_error", detail=f"bwrap does not start: {error}", backend=self.name)
+            status_fd = files.enter_context(process.status)
+            verdict = Execution(process.popen, status_fd.fileno(), limits=limits, stop=stop).watch(program.stdin)
+        return _result(verdict)
+
+    def _start(self, program: Program, limits: Limits, *, slot: int, files: ExitStack) -> "_Started":
+        shown = {f"/work/{name}": content for name, content in program.files.items()}
+        given = {path: files.enter_context(_memory_file(content)) for path, content in shown.items()}
+        source = files.enter_context(_memory_file(program.code.encode("utf-8", "replace")))
+        seccomp = files.enter_context(_memory_file(self._filter))
+        reading, writing = os.pipe()
+        status = os.fdopen(reading, "rb")
+        files.callback(os.close, writing)
+        words = [*_place(limits, self.python), "--ro-bind-data", str(source), "/program", "--seccomp", str(seccomp)]
+        for path, content_fd in given.items():
+            words += ["--file", str(content_fd), path]
+        words += ["--remount-ro", "/", "--json-status-fd", str(writing)]
+        arguments = files.enter_context(_memory_file(b"\0".join(word.encode() for word in words)))
+        user = _FIRST_UID + slot
+        identity: dict[str, Any] = {} if os.getuid() else {"user": user, "group": user, "extra_groups": []}
+        popen = subprocess.Popen(
+            [self._command, "--args", str(arguments), "--", *_inside(program, limits, python=self.python)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[arguments, source, seccomp, writing, *given.values()],
+            env={"PYTHONHASHSEED": "0"},  # the caller's own never gets near the program
+            cwd="/",
+            start_new_session=True,
+            **identity,
+        )
+        return _Started(popen, status)
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A command that runs, and the stream on which bubblewrap tells what becomes of it."""
+
+    popen: "subprocess.Popen[bytes]"
+    status: BinaryIO
+
+
+def _refusal(program: Program, limits: Limits) -> str:
+    if len(program.code) > _MAX_SOURCE_BYTES:
+        return f"a source of {len(program.code)} characters, more than {_MAX_SOURCE_BYTES}"
+    if "\0" in program.code:
+        return "a source with a null byte"
+    for name in program.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            return f"a file {name!r} outside the work space"
+    size = sum(map(len, program.files.values()))
+    return f"files of {size} bytes, more than {limits.disk_mb} MB" if size > limits.disk_mb << 20 else ""
+
+
+def _place(limits: Limits, python: str) -> list[str]:
+    """Return bubblewrap's words for namespaces and the file system."""
+    words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    words += ["--uid", str(_INSIDE_UID), "--gid", str(_INSIDE_UID), "--hostname", "sandbox", "--cap-drop", "ALL"]
+    words += ["--clearenv"]
+    for name, value in _ENVIRONMENT.items():
+        words += ["--setenv", name, value]
+    words += ["--ro-bind", "/usr", "/usr"]
+    for folder in _SYSTEM_FOLDERS:
+        if os.path.islink(folder):
+            words += ["--symlink", os.readlink(folder), folder]
+        elif os.path.isdir(folder):
+            words += ["--ro-bind", folder, folder]
+    for folder in _folders(python):
+        words += ["--ro-bind", folder, folder]
+    words += ["--proc", "/proc", "--dev", "/dev"]
+    words += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+    words += ["--size", str(limits.disk_mb << 20), "--tmpfs", "/work", "--chdir", "/work"]
+    return [*words, "--symlink", "work", "/tmp"]  # noqa: S108
+
+
+_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/work",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def _interpreter() -> str:
+    """Choose an interpreter that the user of a slot, who owns nothing, can read."""
+    if all(map(_is_public, _folders(sys.executable))):
+        return sys.executable
+    if os.access(_SYSTEM_PYTHON, os.X_OK):
+        return _SYSTEM_PYTHON
+    raise SandboxUnavailable(
+        f"Other users cannot read {sys.base_prefix}, and there is no {_SYSTEM_PYTHON}.",
+        "Install it (apt-get install python3), or a Python that every user can read.",
+    )
+
+
+def _folders(python: str) -> list[str]:
+    """Return the folders of an interpreter that are not part of the system's own."""
+    own = (sys.base_prefix, sys.prefix) if python == sys.executable else (str(Path(python).resolve().parent),)
+    return [folder for folder in dict.fromkeys(own) if not PurePosixPath(folder).is_relative_to("/usr")]
+
+
+def _is_public(folder: str) -> bool:
+    """Say whether every user can reach and list a folder; an ordinary user keeps its own rights inside."""
+    if os.getuid():
+        return True
+    steps = [Path(folder), *Path(folder).parents]
+    return all(step.stat().st_mode & stat.S_IXOTH for step in steps) and bool(steps[0].stat().st_mode & stat.S_IROTH)
+
+
+def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
+    """Return the command inside: the guest, which sets the last limits and becomes the program."""
+    numbers = (
+        program.seed,
+        limits.max_processes,
+        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
+        math.ceil(limits.cpu_s) + 1,
+        limits.disk_mb << 20,
+    )
+    hashing = f"PYTHONHASHSEED={program.seed % 2**32}"
+    return ["/usr/bin/env", hashing, python, "-s", "-P", "-c", _GUEST, program.language, *map(str, numbers)]
+
+
+@contextmanager
+def _memory_file(content: bytes) -> Iterator[int]:
+    """Hold bytes in an anonymous file that is read from its start."""
+    descriptor = os.memfd_create("sandbox")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _result(verdict: Verdict) -> Result:
+    ended = [json.loads(line) for line in verdict.told.splitlines() if line.startswith(b"{")]
+    code = next((told["exit-code"] for told in ended if "exit-code" in told), None)
+    return verdict.result(code, backend=BubblewrapSandbox.name, enforced=ENFORCED)

@@ -1,0 +1,233 @@
+"""One execution under way: its streams, its limits, its end."""
+
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from agentflow.sandbox.base import Limits, Result, Status, Usage
+from agentflow.sandbox.process_tree import is_alive, tree_usage
+from agentflow.sandbox.streams import Kept
+
+_TICK_S = 0.01
+_CHUNK_BYTES = 1 << 16
+_DYING_S = 5.0
+_SIGNAL_BASE = 128  # how a shell, and bubblewrap, report the signal that ended a program
+_TOLD_BYTES = 1 << 16
+_WORDS: Sequence[tuple[bytes, Status]] = (
+    (b"MemoryError", "memory"),
+    (b"No space left on device", "disk"),
+    (b"File too large", "disk"),
+    (b"Resource temporarily unavailable", "pids"),
+    (b"can't start new thread", "pids"),
+    (b"Cannot fork", "pids"),
+)
+"""How programs that ran into a limit say so on their last line of stderr."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was seen of an execution.
+
+    Attributes:
+        ended_by: The limit that ended it; empty if it ended by itself.
+        told: What the launcher told of its end.
+        stdout: Its output.
+        stderr: Its other output.
+        usage: What it used.
+        survivors: Whether processes of it could not be ended.
+    """
+
+    ended_by: str
+    told: bytes
+    stdout: Kept
+    stderr: Kept
+    usage: Usage
+    survivors: bool
+
+    def result(self, code: int | None, *, backend: str, enforced: tuple[str, ...]) -> Result:
+        """Return the result, given the exit code that the launcher told; None where it told none."""
+        stdout, stderr = self.stdout.output(), self.stderr.output()
+        last = stderr.tail or stderr.head
+        status, detail = self._status(code, last.rstrip().rpartition(b"\n")[2])
+        return Result(
+            status,
+            exit_code=code if status in ("ok", "nonzero_exit") else None,
+            signal=code - _SIGNAL_BASE if status == "signal" and code is not None else None,
+            stdout=stdout,
+            stderr=stderr,
+            usage=self.usage,
+            detail=detail or (last.decode("utf-8", "backslashreplace")[:400] if status == "infra_error" else ""),
+            backend=backend,
+            enforced=enforced,
+        )
+
+    def _status(self, code: int | None, last_line: bytes) -> tuple[Status, str]:
+        if self.survivors:
+            return "infra_error", "processes of the program could not be ended"
+        if self.ended_by == "cancelled":
+            return "infra_error", "nobody waits for the program any more"
+        if self.ended_by:
+            return self.ended_by, ""  # type: ignore[return-value]  # one of the limits' names
+        if code is None:
+            return "infra_error", ""
+        if code == 0:
+            return "ok", ""
+        if code > _SIGNAL_BASE and _is_signal(code - _SIGNAL_BASE):
+            return "signal", ""
+        return next((status for words, status in _WORDS if words in last_line), "nonzero_exit"), ""
+
+
+class Execution:
+    """Watch a launcher and everything below it.
+
+    Args:
+        process: The launcher, with pipes for all three streams.
+        status_fd: Where it tells of the program's end.
+        limits: What the program may use.
+        stop: Set where nobody waits any more.
+    """
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", status_fd: int, *, limits: Limits, stop: threading.Event
+    ) -> None:
+        self._process = process
+        self._limits = limits
+        self._stop = stop
+        self._kept = {"stdout": Kept(limits.output_kb << 10), "stderr": Kept(limits.output_kb << 10)}
+        self._told = bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._pending = memoryview(b"")
+        self._peak_mb = 0.0
+        self._cpu_s = 0.0
+        self._pids: set[int] = set()
+        assert process.stdout is not None and process.stderr is not None, "made with pipes"
+        for name, stream in (("stdout", process.stdout.fileno()), ("stderr", process.stderr.fileno())):
+            self._open(stream, name)
+        self._open(status_fd, "status")
+
+    def watch(self, stdin: bytes) -> Verdict:
+        """Feed the program, read it, judge it, and end it; everything below the launcher is dead on return."""
+        started = time.monotonic()
+        ended = os.pidfd_open(self._process.pid)
+        self._selector.register(ended, selectors.EVENT_READ, "ended")
+        self._feed(stdin)
+        ended_by = ""
+        try:
+            while not ended_by and not self._step():
+                ended_by = self._over(time.monotonic() - started)
+            if ended_by:
+                self._process.kill()
+            _, _, used = os.wait4(self._process.pid, 0)
+            self._process.returncode = 0  # it is buried: nobody else may wait for its number
+            survivors = self._outlive()
+            self._drain()
+        finally:
+            self._selector.close()
+            os.close(ended)
+            self._close_pipes()
+        usage = Usage(
+            cpu_s=max(self._cpu_s, used.ru_utime + used.ru_stime),
+            wall_s=time.monotonic() - started,
+            memory_mb=max(self._peak_mb, used.ru_maxrss / 1024),
+        )
+        if not ended_by and usage.cpu_s > self._limits.cpu_s:
+            ended_by = "cpu_timeout"
+        return Verdict(
+            ended_by, bytes(self._told), self._kept["stdout"], self._kept["stderr"], usage, survivors=survivors
+        )
+
+    def _open(self, descriptor: int, name: str) -> None:
+        os.set_blocking(descriptor, False)
+        self._selector.register(descriptor, selectors.EVENT_READ, name)
+
+    def _feed(self, stdin: bytes) -> None:
+        stream: Any = self._process.stdin
+        if not stdin:
+            stream.close()
+            return
+        self._pending = memoryview(stdin)
+        os.set_blocking(stream.fileno(), False)
+        self._selector.register(stream.fileno(), selectors.EVENT_WRITE, "stdin")
+
+    def _step(self) -> bool:
+        """Move whatever can be moved; whether the launcher has ended."""
+        over = False
+        for key, _ in self._selector.select(_TICK_S):
+            if key.data == "ended":
+                over = True
+            elif key.data == "stdin":
+                self._write(key.fd)
+            else:
+                self._read(key.fd, key.data)
+        return over
+
+    def _write(self, descriptor: int) -> None:
+        try:
+            self._pending = self._pending[os.write(descriptor, self._pending[:_CHUNK_BYTES]) :]
+        except BrokenPipeError:
+            self._pending = memoryview(b"")  # the program has closed it
+        if not self._pending:
+            self._selector.unregister(descriptor)
+            stream: Any = self._process.stdin
+            stream.close()
+
+    def _read(self, descriptor: int, name: str) -> bool:
+        """Read once; whether there may be more."""
+        try:
+            data = os.read(descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._selector.unregister(descriptor)
+            return False
+        if name == "status":
+            self._told += data[: _TOLD_BYTES - len(self._told)]
+        else:
+            self._kept[name].add(data)
+        return True
+
+    def _over(self, wall_s: float) -> str:
+        """Name the limit that is exceeded; empty if none is."""
+        used = tree_usage(self._process.pid)
+        self._cpu_s = max(self._cpu_s, used.cpu_s)
+        self._peak_mb = max(self._peak_mb, used.memory_mb)
+        self._pids |= used.pids
+        limits = self._limits
+        exceeded = {
+            "cancelled": self._stop.is_set(),
+            "cpu_timeout": used.cpu_s > limits.cpu_s,
+            "memory": used.memory_mb > limits.memory_mb,
+            "output_limit": any(kept.is_flood for kept in self._kept.values()),
+            "wall_timeout": wall_s > limits.wall_s,
+        }
+        return next((name for name, is_so in exceeded.items() if is_so), "")
+
+    def _outlive(self) -> bool:
+        """Wait for the death of what the launcher left: the kernel ends a namespace with its first process."""
+        deadline = time.monotonic() + _DYING_S
+        while any(map(is_alive, self._pids)):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(_TICK_S / 10)
+        return False
+
+    def _drain(self) -> None:
+        for key in [key for key in self._selector.get_map().values() if key.data in ("stdout", "stderr", "status")]:
+            while self._read(key.fd, key.data):
+                pass
+
+    def _close_pipes(self) -> None:
+        streams: tuple[IO[bytes] | None, ...] = (self._process.stdin, self._process.stdout, self._process.stderr)
+        for stream in streams:
+            if stream is not None and not stream.closed:
+                stream.close()
+
+
+def _is_signal(number: int) -> bool:
+    return number in set(signal.Signals)

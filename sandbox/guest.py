@@ -1,0 +1,49 @@
+"""What runs first inside a sandbox: read as text by the backends, and never imported.
+
+It lowers the limits that only hold when they are set in here, then becomes the program: argv is
+[language, seed, max_processes, memory_bytes, cpu_s, file_bytes].
+"""
+
+import os
+import random
+import resource
+import sys
+import traceback
+from types import TracebackType
+
+PROGRAM = "/program"
+MAX_OPEN_FILES = 256
+
+
+def lower(kind: int, value: int) -> None:
+    """Set a limit for good."""
+    resource.setrlimit(kind, (value, value))
+
+
+def main() -> None:
+    """Run the program."""
+    language, *numbers = sys.argv[1:]
+    seed, max_processes, memory_bytes, cpu_s, file_bytes = map(int, numbers)
+    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+    lower(resource.RLIMIT_FSIZE, file_bytes)
+    lower(resource.RLIMIT_CPU, cpu_s)
+    lower(resource.RLIMIT_AS, memory_bytes)
+    # Within the user namespace only its own processes count.
+    lower(resource.RLIMIT_NPROC, max_processes)
+    if language == "shell":
+        os.execv("/bin/sh", ["sh", PROGRAM])  # noqa: S606
+    with open(PROGRAM, encoding="utf-8", errors="replace") as file:
+        source = file.read()
+    random.seed(seed)
+    sys.argv = ["program.py"]
+
+    def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace.tb_next.tb_next if trace and trace.tb_next else None)
+
+    sys.excepthook = shown
+    names = {"__name__": "__main__", "__builtins__": __builtins__}
+    exec(compile(source, "program.py", "exec"), names)  # noqa: S102  this is the sandbox
+
+
+main()

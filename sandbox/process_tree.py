@@ -1,0 +1,65 @@
+"""What the processes below one process use, read from /proc."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
+# Fields of /proc/PID/stat after the name, counted from the state.
+_USER_TICKS, _CHILD_SYSTEM_TICKS, _RESIDENT_PAGES = 11, 14, 21
+
+
+@dataclass(frozen=True, slots=True)
+class TreeUsage:
+    """What a tree of processes uses.
+
+    Attributes:
+        cpu_s: CPU seconds of all of them, and of those that they have waited for.
+        memory_mb: Their resident memory in megabytes.
+        pids: Which they are.
+    """
+
+    cpu_s: float
+    memory_mb: float
+    pids: frozenset[int]
+
+
+def tree_usage(root: int) -> TreeUsage:
+    """Add up what the descendants of a process use; one that ends meanwhile counts where it was waited for."""
+    ticks, pages = 0, 0
+    pids: set[int] = set()
+    waiting = [*_children(root)]
+    while waiting:
+        pid = waiting.pop()
+        fields = _stat(pid)
+        if fields:
+            ticks += sum(int(value) for value in fields[_USER_TICKS : _CHILD_SYSTEM_TICKS + 1])
+            pages += int(fields[_RESIDENT_PAGES])
+            pids.add(pid)
+        waiting += _children(pid)
+    return TreeUsage(ticks / _TICKS, pages * _PAGE_MB, frozenset(pids))
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process exists and is not merely unburied."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in ("Z", "X")
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    except OSError:
+        return found  # it has ended
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        # The name may hold blanks and brackets: only what follows the last bracket has fixed places.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,174 @@
+"""A system-call filter as a BPF program: it refuses what namespaces do not cover.
+
+The list names what is denied, not what is allowed: an interpreter with native extensions uses too many calls to
+enumerate, and the namespaces carry the containment. Denied are other ways out of a namespace, calls that reach rarely
+used kernel code, and sockets that no network namespace covers (AF_VSOCK reaches the hypervisor).
+"""
+
+import platform
+import struct
+from collections.abc import Mapping
+
+from agentflow.errors import ConfigError
+
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_EPERM, _ENOSYS = 1, 38
+_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _JUMP_ABOVE, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data, low words
+_NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag
+_DENIED_FAMILIES = (38, 40)  # AF_ALG, AF_VSOCK
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_X32_BIT = 0x40000000
+
+_NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
+    "x86_64": (
+        0xC000003E,
+        {
+            "clone": 56,
+            "clone3": 435,
+            "socket": 41,
+            "socketpair": 53,
+            "ioctl": 16,
+            "ptrace": 101,
+            "syslog": 103,
+            "personality": 135,
+            "pivot_root": 155,
+            "chroot": 161,
+            "mount": 165,
+            "umount2": 166,
+            "swapon": 167,
+            "swapoff": 168,
+            "reboot": 169,
+            "iopl": 172,
+            "ioperm": 173,
+            "init_module": 175,
+            "delete_module": 176,
+            "quotactl": 179,
+            "add_key": 248,
+            "request_key": 249,
+            "keyctl": 250,
+            "unshare": 272,
+            "perf_event_open": 298,
+            "name_to_handle_at": 303,
+            "open_by_handle_at": 304,
+            "setns": 308,
+            "process_vm_readv": 310,
+            "process_vm_writev": 311,
+            "kcmp": 312,
+            "finit_module": 313,
+            "memfd_create": 319,
+            "kexec_file_load": 320,
+            "bpf": 321,
+            "userfaultfd": 323,
+            "io_uring_setup": 425,
+            "io_uring_enter": 426,
+            "io_uring_register": 427,
+            "open_tree": 428,
+            "move_mount": 429,
+            "fsopen": 430,
+            "fsconfig": 431,
+            "fsmount": 432,
+            "fspick": 433,
+            "pidfd_getfd": 438,
+            "mount_setattr": 442,
+            "memfd_secret": 447,
+        },
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "clone": 220,
+            "clone3": 435,
+            "socket": 198,
+            "socketpair": 199,
+            "ioctl": 29,
+            "ptrace": 117,
+            "syslog": 116,
+            "personality": 92,
+            "pivot_root": 41,
+            "chroot": 51,
+            "mount": 40,
+            "umount2": 39,
+            "swapon": 224,
+            "swapoff": 225,
+            "reboot": 142,
+            "init_module": 105,
+            "delete_module": 106,
+            "quotactl": 60,
+            "add_key": 217,
+            "request_key": 218,
+            "keyctl": 219,
+            "unshare": 97,
+            "perf_event_open": 241,
+            "name_to_handle_at": 264,
+            "open_by_handle_at": 265,
+            "setns": 268,
+            "process_vm_readv": 270,
+            "process_vm_writev": 271,
+            "kcmp": 272,
+            "finit_module": 273,
+            "memfd_create": 279,
+            "kexec_file_load": 294,
+            "bpf": 280,
+            "userfaultfd": 282,
+            "io_uring_setup": 425,
+            "io_uring_enter": 426,
+            "io_uring_register": 427,
+            "open_tree": 428,
+            "move_mount": 429,
+            "fsopen": 430,
+            "fsconfig": 431,
+            "fsmount": 432,
+            "fspick": 433,
+            "pidfd_getfd": 438,
+            "mount_setattr": 442,
+            "memfd_secret": 447,
+        },
+    ),
+}
+_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl")
+
+
+def bpf_filter(machine: str | None = None) -> bytes:
+    """Return the filter as the array of `struct sock_filter` that seccomp and bubblewrap take.
+
+    Args:
+        machine: The architecture; None for this machine's.
+
+    Raises:
+        ConfigError: The call numbers of the architecture are not known.
+    """
+    machine = machine or platform.machine()
+    if machine not in _NUMBERS:
+        raise ConfigError(f"There is no system-call filter for {machine}.", f"Known: {', '.join(_NUMBERS)}.")
+    arch, numbers = _NUMBERS[machine]
+    program = [_step(_LOAD, _ARCH), _step(_JUMP_EQUAL, arch, jump=(1, 0)), _step(_RETURN, _KILL), _step(_LOAD, _NUMBER)]
+    if machine == "x86_64":
+        # The x32 numbers are a second way to every call.
+        program += [_step(_JUMP_ABOVE, _X32_BIT, jump=(0, 1)), _step(_RETURN, _ERRNO | _ENOSYS)]
+    for name, number in numbers.items():
+        if name not in _CONDITIONAL:
+            program += [_step(_JUMP_EQUAL, number, jump=(0, 1)), _step(_RETURN, _ERRNO | _EPERM)]
+    # clone3 hides its flags behind a pointer; without it the C library falls back to clone.
+    program += [_step(_JUMP_EQUAL, numbers["clone3"], jump=(0, 1)), _step(_RETURN, _ERRNO | _ENOSYS)]
+    program += _on_argument(numbers["clone"], _FIRST_ARGUMENT, [(_JUMP_ANY_BIT, _NEW_NAMESPACES)])
+    for name in ("socket", "socketpair"):
+        program += _on_argument(numbers[name], _FIRST_ARGUMENT, [(_JUMP_EQUAL, family) for family in _DENIED_FAMILIES])
+    terminal = [(_JUMP_EQUAL, request) for request in (_TIOCSTI, _TIOCLINUX)]
+    program += _on_argument(numbers["ioctl"], _SECOND_ARGUMENT, terminal)
+    program.append(_step(_RETURN, _ALLOW))
+    return b"".join(program)
+
+
+def _on_argument(number: int, offset: int, tests: list[tuple[int, int]]) -> list[bytes]:
+    """Refuse one call where a test of an argument's low word holds; leave the call's number loaded again."""
+    body = [_step(_LOAD, offset)]
+    for test, value in tests:
+        body += [_step(test, value, jump=(0, 1)), _step(_RETURN, _ERRNO | _EPERM)]
+    body.append(_step(_LOAD, _NUMBER))
+    return [_step(_JUMP_EQUAL, number, jump=(0, len(body))), *body]
+
+
+def _step(code: int, value: int, *, jump: tuple[int, int] = (0, 0)) -> bytes:
+    """Return one instruction; `jump` says how many to skip where its test holds, and where it does not."""
+    return struct.pack("=HBBI", code, *jump, value)
