@@ -88,7 +88,7 @@ READS = {
     "accounts": "open('/etc/passwd').read()",
     "home": "__import__('os').listdir('/root')",
     "hosts root by way of pid 1": "__import__('os').listdir('/proc/1/root/root')",
-    "core pattern": "open('/proc/sys/kernel/core_pattern', 'w').write('x')",
+    "core pattern": "open('/proc/sys/kernel/core_pattern', 'w')",
     "system files": "open('/usr/bin/x', 'w')",
     "root folder": "open('/x', 'w')",
     "the program itself": "open('/program', 'w')",
