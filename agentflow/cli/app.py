@@ -26,10 +26,12 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, help="Train langu
 envs = typer.Typer(rich_markup_mode=None, help="Environments: list, inspect, check, start a new one.")
 tools = typer.Typer(rich_markup_mode=None, help="Tools as servers.")
 config = typer.Typer(rich_markup_mode=None, help="The options of a training run.")
+sandbox = typer.Typer(rich_markup_mode=None, help="Sandboxes: what works here, and a trial.")
 serve = typer.Typer(rich_markup_mode=None, help="Serve a tool over HTTP.")
 app.add_typer(envs, name="envs")
 app.add_typer(tools, name="tools")
 app.add_typer(config, name="config")
+app.add_typer(sandbox, name="sandbox")
 tools.add_typer(serve, name="serve")
 
 
@@ -221,3 +223,28 @@ def serve_search(
     from agentflow.cli import serving
 
     serving.serve_search(corpus, host, port=port)
+
+
+@sandbox.command("doctor")
+def sandbox_doctor() -> None:
+    """Try each sandbox by running a program that looks around, and say which ones hold."""
+    from agentflow.cli import sandboxes
+
+    raise typer.Exit(0 if sandboxes.doctor() else 1)
+
+
+@sandbox.command("run")
+def sandbox_run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python program, or a shell script *.sh.")],
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="The sandbox; by default the first that works.")
+    ] = "auto",
+    cpu_s: Annotated[float, typer.Option(metavar="S", help="CPU seconds.", min=0.01)] = 5.0,
+    wall_s: Annotated[float, typer.Option(metavar="S", help="Wall seconds.", min=0.01)] = 20.0,
+    memory_mb: Annotated[int, typer.Option(metavar="MB", help="Megabytes of memory.", min=16)] = 512,
+) -> None:
+    """Run a program in a sandbox; its input is standard input."""
+    from agentflow.cli import sandboxes
+
+    limits = {"cpu_s": cpu_s, "wall_s": wall_s, "memory_mb": memory_mb}
+    raise typer.Exit(sandboxes.run(file, backend=backend, limits=limits))

@@ -1,0 +1,64 @@
+"""`agentflow sandbox`, as a user types it."""
+
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agentflow.cli import main
+from tests.trusted_sandbox import real
+
+pytestmark = real
+
+
+@pytest.fixture(autouse=True)
+def stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(b"hello\n")))
+
+
+def test_doctor_says_what_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sandbox", "doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "bubblewrap" in said
+    assert "seccomp" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "options", "exit_code", "out", "err"),
+    [
+        ("a.py", "print(input())", [], 0, "hello\n", "ok (bubblewrap;"),
+        ("a.sh", "cat; exit 7", [], 7, "hello\n", "nonzero_exit (bubblewrap;"),
+        ("a.py", "while True: pass", ["--cpu-s", "0.3"], 1, "", "cpu_timeout (bubblewrap;"),
+    ],
+)
+def test_program_is_run(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    code: str,
+    options: list[str],
+    exit_code: int,
+    out: str,
+    err: str,
+) -> None:
+    (tmp_path / name).write_text(code)
+    assert main(["sandbox", "run", str(tmp_path / name), *options]) == exit_code
+    said = capsys.readouterr()
+    assert said.out == out
+    assert err in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere.py"], "Cannot read nowhere.py"),
+        ([__file__, "--backend", "dockr"], "There is no sandbox 'dockr'. Known: auto"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sandbox", "run", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
