@@ -44,9 +44,12 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner() as runner:
-        runner.get_loop().set_default_executor(DaemonThreads())
-        return runner.run(coroutine)
+    try:
+        with asyncio.Runner() as runner:
+            runner.get_loop().set_default_executor(DaemonThreads())
+            return runner.run(coroutine)
+    finally:
+        coroutine.close()  # one that an interrupt kept from its start would be complained of
 
 
 class DaemonThreads(ThreadPoolExecutor):

@@ -216,8 +216,9 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
             if line.startswith("iteration 6/"):
                 break
         process.send_signal(signal.SIGINT)
-        last = process.communicate(timeout=120)[1].splitlines()[-1]
+        said = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 130
     (run,) = out.iterdir()
-    assert last == f"interrupted; resume with: agentflow train --resume {run}"
+    # Python itself may add that it ignored the interrupt while it was cleaning up.
+    assert f"interrupted; resume with: agentflow train --resume {run}" in said
     assert "report.html" not in {path.name for path in run.iterdir()}
