@@ -15,8 +15,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from types import TracebackType
 from typing import Self
 
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
 from agentflow.sandbox.groups import Group, enforced
@@ -31,14 +30,13 @@ _WORDS: Mapping[str, Status] = {"memory": "memory", "disk": "disk", "pids": "pid
 Turn = Callable[[], AbstractAsyncContextManager[object]]
 
 
-class _Report(TypedDict):
+class _Report(BaseModel, strict=True):
+    """What a branch says of a cell."""
+
     cell: int
     exit_code: int
     value: str
     words: list[str]
-
-
-_REPORTS = TypeAdapter(_Report)
 
 
 async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Session:
@@ -257,11 +255,11 @@ class _Branch:
             status, detail = family.fate(self._pid)
             self._leave(f"its last cell ended with {status}")
         else:
-            exit_code, value = report["exit_code"], report["value"]
-            status = "ok" if exit_code == 0 else "nonzero_exit"
+            exit_code, value = report.exit_code, report.value
+            status = "ok"
             if exit_code:
-                status = next((_WORDS[word] for word in report["words"] if word in _WORDS), status)
-                exit_code = exit_code if status == "nonzero_exit" else None
+                causes: list[Status] = [_WORDS[word] for word in report.words if word in _WORDS]
+                status, exit_code = (causes[0], None) if causes else ("nonzero_exit", exit_code)
         return Result(
             status,
             exit_code=exit_code,
@@ -285,10 +283,10 @@ class _Branch:
         while True:
             packet = await asyncio.wait_for(self._receive(), limits.wall_s + _LOST_S)
             try:
-                report = _REPORTS.validate_json(packet) if packet else None
+                report = _Report.model_validate_json(packet) if packet else None
             except ValidationError:
                 report = None
-            if report is None or report["cell"] >= self._number:
+            if report is None or report.cell >= self._number:
                 return report
 
     async def _receive(self) -> bytes:
