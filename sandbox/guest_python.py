@@ -138,8 +138,6 @@ def _remember(code: str, name: str) -> None:
 
 
 def _fresh_main(name: str) -> dict[str, Any]:
-    for loaded in [module for module in sys.modules if module.split(".")[0] == "agentflow"]:
-        del sys.modules[loaded]
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
     sys.argv = [name]

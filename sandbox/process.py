@@ -36,8 +36,8 @@ _COMMON = (
     "bisect collections copy dataclasses datetime decimal enum fractions functools heapq io itertools json math "
     "operator random re statistics string textwrap threading time typing"
 ).split()
-_HEAVY = ("numpy", "sympy")
-_IMPORTS_HEAVY = re.compile(rf"\b(?:{'|'.join(_HEAVY)})\b")
+_HEAVY = ("numpy", "numpy.random", "sympy")
+_IMPORTS_HEAVY = re.compile(r"\b(?:numpy|sympy)\b")
 
 
 class ProcessSandbox:

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,9 +130,10 @@ class Zygote:
         inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
         reading, writing = os.pipe()
         started_at = time.monotonic()
+        is_session = spec["kind"] == "session"
         meter: Meter | None = GroupMeter(files) if "cpu" in files else None
         try:
-            pid = namespaces.clone(namespaces.EVERYTHING_NEW)
+            pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if is_session else 0))
         except OSError as error:
             self._tell({"event": "died", "number": number, "broken": str(error)})
             for descriptor in (reading, writing, *files.values()):
@@ -152,7 +154,7 @@ class Zygote:
             memory_mb=spec["memory_mb"],
             has_group=meter is not None,
             started_at=started_at,
-            watch=None if spec["kind"] == "session" else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
+            watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
         )
         for descriptor in (handle, reading):
             self._by_descriptor[descriptor] = child
@@ -310,6 +312,9 @@ def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) ->
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
         control.send(json.dumps({"event": "failed", "detail": f"{type(error).__name__}: {error}"}).encode())
         return
+    # Programs must not find this package imported. What runs here keeps what it needs of it.
+    for name in [name for name in sys.modules if name.split(".")[0] == "agentflow"]:
+        del sys.modules[name]
     gc.collect()
     gc.freeze()
     control.send(json.dumps({"event": "ready"}).encode())
