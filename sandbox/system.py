@@ -43,7 +43,7 @@ def enter(user: int | None) -> None:
     Raises:
         OSError: The kernel does not allow it.
     """
-    # The network is that of all programs of a zygote: one runs at a time, and a new one for each costs as much as Python.
+    # The network is that of all programs of a zygote: one runs at a time, and a new one for each costs a third more.
     namespaces.unshare(namespaces.NEW_MOUNTS | namespaces.NEW_NETWORK | (0 if user else namespaces.NEW_USER))
     if user is None:
         _become_nobody()
