@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -14,6 +15,7 @@ _MOUNT = Path("/sys/fs/cgroup")
 _PREFIX = "agentflow"
 _CONTROLLERS = ("memory", "pids", "cpuacct")
 _NUMBERS = count()
+_DYING_S = 5.0
 _LAYERS = ("user", "pid", "mount", "net", "ipc", "uts", "seccomp")
 
 
@@ -68,10 +70,14 @@ class Group:
         return found
 
     def close(self) -> None:
-        """Remove it; it is empty by now."""
+        """Remove it, once its last process is dead: a zygote that was killed takes a moment to take them along."""
+        deadline = time.monotonic() + _DYING_S
         for folder in dict.fromkeys(self.folders.values()):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            while folder.is_dir() and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    break
+                time.sleep(0.01)
 
     def _is_made(self) -> bool:
         try:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import agentflow
 
 _PACKET_BYTES = 1 << 17
 _BOOT_S = 60.0
+_FULL_S = 5.0
 # Where this package lies is said over the socket, because programs can read the command line.
 _CODE = """
 import json, socket, sys
@@ -120,8 +122,13 @@ class Launcher:
     def _send(self, what: Mapping[str, Any], files: list[int]) -> None:
         if self._control is None:
             raise LauncherBroken("the zygote has ended")
+        packet = [json.dumps(what).encode()]
         try:
-            socket.send_fds(self._control, [json.dumps(what).encode()], files)
+            try:
+                socket.send_fds(self._control, packet, files)
+            except BlockingIOError:  # very many sessions speak at once
+                select.select([], [self._control], [], _FULL_S)
+                socket.send_fds(self._control, packet, files)
         except OSError as error:
             self._lose(f"the zygote does not listen: {error}")
             raise LauncherBroken(str(error)) from None

@@ -71,11 +71,17 @@ class _Family:
         self._group = Group.create()
         self._died: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._rested: asyncio.Future[Event] | None = None
-        self._stopped: dict[int, str] = {}
+        self._stopped: dict[int, Status] = {}
+        self._out_of_memory = False
 
     @property
     def enforced(self) -> tuple[str, ...]:
         return enforced(self._group)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no process of it is left."""
+        return self._died.done()
 
     async def start(self) -> socket.socket:
         """Start the first branch and return the host's end of its channel."""
@@ -108,6 +114,7 @@ class _Family:
         self._rested = asyncio.get_running_loop().create_future()
         self._launcher.ask(self._number, "rest", cpu_s=self.limits.cpu_s)
         event = await self._first(self._rested)
+        self._out_of_memory |= event.get("out_of_memory", False)
         return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
 
     def stop(self, pid: int, reason: str) -> None:
@@ -120,14 +127,14 @@ class _Family:
             event = self._died.result()
             if "broken" in event:
                 return "infra_error", event["broken"]
-            reason = event["reason"] or ("memory" if event["out_of_memory"] else "")
-            return reason or self._stopped.get(pid) or "signal", ""  # type: ignore[return-value]
-        return self._stopped.get(pid, "signal"), ""  # type: ignore[return-value]
+            self._out_of_memory |= event["out_of_memory"]
+            if event["reason"]:
+                return event["reason"], ""
+        return self._stopped.get(pid) or ("memory" if self._out_of_memory else "signal"), ""
 
-    async def settle(self) -> None:
-        """Wait a moment for the zygote's word on a branch that has just ended."""
-        with contextlib.suppress(LauncherBroken):
-            await self.rest()
+    def give_up(self) -> None:
+        """End the zygote, which no longer answers."""
+        self._launcher.close()
 
     async def end(self) -> None:
         """End every branch, and wait for their death."""
@@ -189,6 +196,8 @@ class _Branch:
         """Run a cell; see `Session`."""
         used = limits or self._family.limits
         async with self._turn(), self._family.lock:
+            if self._family.is_over:
+                self._leave("it used too much between its cells")
             if self._why_over:
                 return Result("refused", detail=f"the session is over: {self._why_over}", backend=_BACKEND)
             work = asyncio.ensure_future(self._exec(code, used))
@@ -238,13 +247,16 @@ class _Branch:
         family = self._family
         streams = [Pipe(limits.output_kb << 10, lambda: family.stop(self._pid, "output_limit")) for _ in range(2)]
         try:
-            report = await self._exchange(code, limits, streams=streams)
+            try:
+                report = await self._exchange(code, limits, streams=streams)
+            except TimeoutError:  # the zygote, which ends a cell in time, hangs
+                report = None
+                family.give_up()
+            except OSError:  # its end of the channel is closed
+                report = None
             usage = await family.rest()
-        except (LauncherBroken, TimeoutError, OSError) as error:
+        except LauncherBroken:
             report, usage = None, Usage()
-            await family.settle()
-            if family.fate(self._pid)[0] == "signal" and not isinstance(error, OSError):
-                family.stop(self._pid, "wall_timeout")
         finally:
             for stream in streams:
                 stream.close()

@@ -63,12 +63,13 @@ class Pipe:
 
     Args:
         limit_bytes: Bytes kept.
-        on_flood: Called each time that something arrives on a stream that is out of all proportion.
+        on_flood: Called once the stream is out of all proportion.
     """
 
     def __init__(self, limit_bytes: int, on_flood: Callable[[], None]) -> None:
         self.kept = Kept(limit_bytes)
         self._on_flood = on_flood
+        self._is_told = False
         self._reading, self.writing = os.pipe()
         os.set_blocking(self._reading, False)
         asyncio.get_running_loop().add_reader(self._reading, self._read)
@@ -97,6 +98,7 @@ class Pipe:
             asyncio.get_running_loop().remove_reader(self._reading)
             return False
         self.kept.add(data)
-        if self.kept.is_flood:
+        if self.kept.is_flood and not self._is_told:
+            self._is_told = True
             self._on_flood()
         return True
