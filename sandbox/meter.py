@@ -21,12 +21,14 @@ class Sample:
         memory_mb: Peak memory of all of them together, in megabytes.
         out_of_memory: Whether a process was killed for want of memory.
         out_of_processes: Whether the kernel refused a further process.
+        num_processes: How many there are, where that is not the kernel's to bound.
     """
 
     cpu_s: float
     memory_mb: float
     out_of_memory: bool = False
     out_of_processes: bool = False
+    num_processes: int = 0
 
 
 class Meter(Protocol):
@@ -104,7 +106,7 @@ class TreeMeter:
         self._peak_mb = max(self._peak_mb, usage.memory_mb - self._shared_mb * max(0, len(usage.pids) - 1))
         # What children used that nobody waited for leaves the tree with them.
         self._cpu_s = max(self._cpu_s, usage.cpu_s)
-        return Sample(self._cpu_s, self._peak_mb)
+        return Sample(self._cpu_s, self._peak_mb, num_processes=len(usage.pids))
 
     def close(self) -> None:
         """Do nothing: /proc is no file of ours."""
