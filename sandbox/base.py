@@ -13,6 +13,7 @@ What the program did is a `Result`, whatever it did. What broke under it, the la
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -37,6 +38,10 @@ Status: TypeAlias = Literal[
 """How an execution ended; `refused` is a program that was not started (too large, an unknown language)."""
 
 
+MAX_SOURCE_BYTES = 1 << 20
+"""A longer program is refused."""
+
+
 class Limits(Config):
     """What one execution may use; CPU time judges, wall time is the backstop for a program that sleeps."""
 
@@ -57,7 +62,7 @@ class Program:
         language: `python` or `shell`.
         files: Files of the work space, by relative path, written before the start.
         stdin: What the program reads.
-        seed: Fixes hashing and `random` before the code starts.
+        seed: Where `random`, and numpy's if it is used, start from; hashing is the same for all seeds and backends.
     """
 
     code: str
@@ -131,6 +136,20 @@ class Result:
     detail: str = ""
     backend: str = ""
     enforced: tuple[str, ...] = ()
+
+
+def refusal(program: Program, limits: Limits) -> str:
+    """Say why a program is not started; empty if nothing speaks against it."""
+    if len(program.code) > MAX_SOURCE_BYTES:
+        return f"a source of {len(program.code)} characters, more than {MAX_SOURCE_BYTES}"
+    if "\0" in program.code:
+        return "a source with a null byte"
+    for name in program.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            return f"a file {name!r} outside the work space"
+    size = sum(map(len, program.files.values()))
+    return f"files of {size} bytes, more than {limits.disk_mb} MB" if size > limits.disk_mb << 20 else ""
 
 
 class SandboxFailure(BackendFailure):

@@ -14,20 +14,21 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session
+from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.execution import Execution, Verdict
 from agentflow.sandbox.seccomp import bpf_filter
+from agentflow.sandbox.streams import memory_file
+from agentflow.sandbox.system import shown_at
 
 _GUEST = (Path(__file__).parent / "guest.py").read_text(encoding="utf-8")
 _FIRST_UID = 20_000  # one user a slot, so that one execution's processes are never another's
 _INSIDE_UID = 65_534
-_MAX_SOURCE_BYTES = 1 << 20
 _ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _SHARED_MEMORY_BYTES = 1 << 20
 ENFORCED = ("cpu:poll", "memory:poll", "wall", "output", "disk:tmpfs", "pids:rlimit", "net", "pid", "seccomp", "uid")
@@ -63,7 +64,7 @@ class BubblewrapSandbox:
     async def run(self, program: Program, limits: Limits | None = None) -> Result:
         """Run a program in a fresh place; see `Sandbox`."""
         used = limits or Limits()
-        problem = _refusal(program, used)
+        problem = refusal(program, used)
         if problem:
             return Result("refused", detail=problem, backend=self.name)
         slot = await self._slots.get()
@@ -100,9 +101,9 @@ class BubblewrapSandbox:
 
     def _start(self, program: Program, limits: Limits, *, slot: int, files: ExitStack) -> "_Started":
         shown = {f"/work/{name}": content for name, content in program.files.items()}
-        given = {path: files.enter_context(_memory_file(content)) for path, content in shown.items()}
-        source = files.enter_context(_memory_file(program.code.encode("utf-8", "replace")))
-        seccomp = files.enter_context(_memory_file(self._filter))
+        given = {path: files.enter_context(memory_file(content)) for path, content in shown.items()}
+        source = files.enter_context(memory_file(program.code.encode("utf-8", "replace")))
+        seccomp = files.enter_context(memory_file(self._filter))
         reading, writing = os.pipe()
         status = os.fdopen(reading, "rb")
         files.callback(os.close, writing)
@@ -110,7 +111,7 @@ class BubblewrapSandbox:
         for path, content_fd in given.items():
             words += ["--file", str(content_fd), path]
         words += ["--remount-ro", "/", "--json-status-fd", str(writing)]
-        arguments = files.enter_context(_memory_file(b"\0".join(word.encode() for word in words)))
+        arguments = files.enter_context(memory_file(b"\0".join(word.encode() for word in words)))
         user = _FIRST_UID + slot
         identity: dict[str, Any] = {} if os.getuid() else {"user": user, "group": user, "extra_groups": []}
         popen = subprocess.Popen(
@@ -135,19 +136,6 @@ class _Started:
     status: BinaryIO
 
 
-def _refusal(program: Program, limits: Limits) -> str:
-    if len(program.code) > _MAX_SOURCE_BYTES:
-        return f"a source of {len(program.code)} characters, more than {_MAX_SOURCE_BYTES}"
-    if "\0" in program.code:
-        return "a source with a null byte"
-    for name in program.files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
-            return f"a file {name!r} outside the work space"
-    size = sum(map(len, program.files.values()))
-    return f"files of {size} bytes, more than {limits.disk_mb} MB" if size > limits.disk_mb << 20 else ""
-
-
 def _place(limits: Limits, python: str) -> list[str]:
     """Return bubblewrap's words for namespaces and the file system."""
     words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
@@ -162,7 +150,9 @@ def _place(limits: Limits, python: str) -> list[str]:
         elif os.path.isdir(folder):
             words += ["--ro-bind", folder, folder]
     for folder in _folders(python):
-        words += ["--ro-bind", folder, folder]
+        words += ["--ro-bind", folder, shown_at(folder)]
+        for hidden in Path(folder).glob("lib/python3*/site-packages/agentflow"):  # its environments know the answers
+            words += ["--size", "4096", "--tmpfs", shown_at(str(hidden)), "--remount-ro", shown_at(str(hidden))]
     words += ["--proc", "/proc", "--dev", "/dev"]
     words += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
     words += ["--size", str(limits.disk_mb << 20), "--tmpfs", "/work", "--chdir", "/work"]
@@ -214,21 +204,8 @@ def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
         math.ceil(limits.cpu_s) + 1,
         limits.disk_mb << 20,
     )
-    hashing = f"PYTHONHASHSEED={program.seed % 2**32}"
-    return ["/usr/bin/env", hashing, python, "-s", "-P", "-c", _GUEST, program.language, *map(str, numbers)]
-
-
-@contextmanager
-def _memory_file(content: bytes) -> Iterator[int]:
-    """Hold bytes in an anonymous file that is read from its start."""
-    descriptor = os.memfd_create("sandbox")
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(content)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    start = ["/usr/bin/env", "PYTHONHASHSEED=0", shown_at(python), "-s", "-P", "-c", _GUEST]
+    return [*start, program.language, *map(str, numbers)]
 
 
 def _result(verdict: Verdict) -> Result:

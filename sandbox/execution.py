@@ -80,7 +80,7 @@ class Verdict:
             return "ok", ""
         if code > _SIGNAL_BASE and _is_signal(code - _SIGNAL_BASE):
             return "signal", ""
-        return next((status for words, status in _WORDS if words in last_line), "nonzero_exit"), ""
+        return limit_named(last_line) or "nonzero_exit", ""
 
 
 class Execution:
@@ -227,6 +227,11 @@ class Execution:
         for stream in streams:
             if stream is not None and not stream.closed:
                 stream.close()
+
+
+def limit_named(last_line: bytes) -> Status | None:
+    """Return the limit that a program's last line of stderr complains of; None if it is no such complaint."""
+    return next((status for words, status in _WORDS if words in last_line), None)
 
 
 def _is_signal(number: int) -> bool:

@@ -4,6 +4,7 @@ It lowers the limits that only hold when they are set in here, then becomes the 
 [language, seed, max_processes, memory_bytes, cpu_s, file_bytes].
 """
 
+import linecache
 import os
 import random
 import resource
@@ -37,6 +38,7 @@ def main() -> None:
         source = file.read()
     random.seed(seed)
     sys.argv = ["program.py"]
+    linecache.cache["program.py"] = (len(source), None, source.splitlines(keepends=True), "program.py")
 
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace.tb_next.tb_next if trace and trace.tb_next else None)

@@ -1,9 +1,15 @@
 """The output of a program, kept within bounds while it is read."""
 
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from agentflow.sandbox.base import Output
 
 FLOOD_FACTOR = 16
 """A stream this many times as long as what is kept of it ends the program."""
+_CHUNK_BYTES = 1 << 16
 
 
 class Kept:
@@ -37,3 +43,62 @@ class Kept:
     def output(self) -> Output:
         """Return what was kept."""
         return Output(bytes(self._head), bytes(self._tail[-self._half :]), self._num_bytes)
+
+
+@contextmanager
+def memory_file(content: bytes) -> Iterator[int]:
+    """Hold bytes in an anonymous file that is read from its start."""
+    descriptor = os.memfd_create("sandbox")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class Pipe:
+    """A pipe that a program writes and the event loop reads.
+
+    Args:
+        limit_bytes: Bytes kept.
+        on_flood: Called once the stream is out of all proportion.
+    """
+
+    def __init__(self, limit_bytes: int, on_flood: Callable[[], None]) -> None:
+        self.kept = Kept(limit_bytes)
+        self._on_flood = on_flood
+        self._is_told = False
+        self._reading, self.writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        asyncio.get_running_loop().add_reader(self._reading, self._read)
+
+    def close_writing(self) -> None:
+        """Let go of this process's own writing end, once the program has its copy."""
+        if self.writing >= 0:
+            os.close(self.writing)
+            self.writing = -1
+
+    def close(self) -> None:
+        """Read what is left, and close."""
+        self.close_writing()
+        while self._read():
+            pass
+        asyncio.get_running_loop().remove_reader(self._reading)
+        os.close(self._reading)
+
+    def _read(self) -> bool:
+        """Read once; whether there may be more."""
+        try:
+            data = os.read(self._reading, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._reading)
+            return False
+        self.kept.add(data)
+        if self.kept.is_flood and not self._is_told:
+            self._is_told = True
+            self._on_flood()
+        return True

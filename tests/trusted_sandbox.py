@@ -13,7 +13,16 @@ import pytest
 from agentflow.sandbox.base import Limits, Output, Program, Result, Sandbox, Session
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 
+
+def namespaces_work() -> bool:
+    """Say whether an unprivileged process may make namespaces here."""
+    return (
+        subprocess.run(["unshare", "--user", "--map-root-user", "--pid", "--fork", "true"], check=False).returncode == 0
+    )
+
+
 real = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+real_process = pytest.mark.skipif(not namespaces_work(), reason="this kernel gives no user namespaces here")
 LIMITS = Limits(cpu_s=2.0, wall_s=3.0, memory_mb=400)
 
 

@@ -1,7 +1,8 @@
-"""`agentflow sandbox doctor` and `agentflow sandbox run`."""
+"""The commands of `agentflow sandbox`."""
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 from agentflow.cli.tables import print_table
 from agentflow.errors import DataError, UserError
 from agentflow.sandbox.base import Limits, Program, Result
+from agentflow.sandbox.bench import Speed, leaves_behind, measure
 from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
 
 
@@ -39,6 +41,31 @@ def run(file: Path, *, backend: str, limits: dict[str, Any]) -> int:
     used = f"{result.usage.cpu_s:.2f} CPU s, {result.usage.wall_s:.2f} s, {result.usage.memory_mb:.0f} MB"
     typer.echo(f"{result.status} ({result.backend}; {used}) {result.detail}".rstrip(), err=True)
     return 0 if result.status == "ok" else result.exit_code or 1
+
+
+def bench(*, backend: str, executions: int) -> bool:
+    """Print how fast a sandbox is and what it leaves behind; whether nothing went wrong and nothing is left.
+
+    Raises:
+        SandboxUnavailable: No sandbox works here.
+    """
+    speeds, left = asyncio.run(_bench(backend, executions))
+    rows = [(speed.name, speed.per_s, speed.of_plain, speed.p50_ms, speed.p99_ms) for speed in speeds]
+    print_table(("what", "executions/s", "of plain python", "p50 ms", "p99 ms"), rows)
+    if not executions:
+        return True
+    counts = ", ".join(f"{name} {value:+d}" for name, value in left.items())
+    typer.echo(f"after {executions} mixed executions: {counts}")
+    return not any(value > 0 for name, value in left.items() if name != "kilobytes")
+
+
+async def _bench(backend: str, executions: int) -> tuple[list[Speed], Mapping[str, int]]:
+    sandbox = await open_sandbox(backend or AUTO)
+    try:
+        speeds = await measure(sandbox)
+        return speeds, await leaves_behind(sandbox, executions) if executions else {}
+    finally:
+        await sandbox.close()
 
 
 async def _tried(name: str) -> tuple[str, str]:

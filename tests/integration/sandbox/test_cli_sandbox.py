@@ -28,9 +28,9 @@ def test_doctor_says_what_holds(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "options", "exit_code", "out", "err"),
     [
-        ("a.py", "print(input())", [], 0, "hello\n", "ok (bubblewrap;"),
-        ("a.sh", "cat; exit 7", [], 7, "hello\n", "nonzero_exit (bubblewrap;"),
-        ("a.py", "while True: pass", ["--cpu-s", "0.3"], 1, "", "cpu_timeout (bubblewrap;"),
+        ("a.py", "print(input())", [], 0, "hello\n", "ok (process;"),
+        ("a.sh", "cat; exit 7", [], 7, "hello\n", "nonzero_exit (process;"),
+        ("a.py", "while True: pass", ["--cpu-s", "0.3"], 1, "", "cpu_timeout (process;"),
     ],
 )
 def test_program_is_run(

@@ -1,0 +1,162 @@
+"""How fast a sandbox is, beside the same programs without one, and whether it leaves anything behind.
+
+Rounds alternate between what is compared, so that a busy machine slows all of it alike.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+
+from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
+from agentflow.sandbox.process_tree import tree_usage
+
+_BARE = "print(6 * 7)"
+_HEAVY = "import numpy, sympy; print(6 * 7)"
+_CELLS = 500
+_ROUNDS = 5
+_LIMITS = Limits(cpu_s=10.0, wall_s=60.0)
+_MIXED: Sequence[tuple[str, str, bytes]] = (
+    ("print(6 * 7)", "ok", b"42\n"),
+    ("import sys; sys.stdout.write('x' * 30000)", "ok", b"x" * 30000),
+    ("import os\nif os.fork() == 0:\n  os.setsid()\n  import time; time.sleep(60)\nprint('left')", "ok", b"left\n"),
+    ("open('f', 'wb').write(b'x' * (1 << 20)); print('written')", "ok", b"written\n"),
+    ("import os; os.kill(os.getpid(), 9)", "signal", b""),
+    ("import sys; sys.exit(7)", "nonzero_exit", b""),
+    ("1 / 0", "nonzero_exit", b""),
+)
+_ODD_ONE_IN = 3
+Run = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast something ran.
+
+    Attributes:
+        name: What.
+        per_s: Executions a second, as many at once as there are cores; the median of the rounds.
+        of_plain: The same as a multiple of a plain interpreter's, the median of the rounds; None for that itself.
+        p50_ms: Median milliseconds of one.
+        p99_ms: The 99th percentile.
+    """
+
+    name: str
+    per_s: float
+    of_plain: float | None
+    p50_ms: float
+    p99_ms: float
+
+
+async def measure(sandbox: Sandbox) -> list[Speed]:
+    """Compare a sandbox with the plain interpreter, with and without imports, and time the cells of a session."""
+    speeds = []
+    for code, what, numbers in ((_BARE, "", (60, 120)), (_HEAVY, ", numpy and sympy", (4, 60))):
+        await asyncio.gather(*(_run(sandbox, code) for _ in range(2 * (os.cpu_count() or 1))))
+        runs: Sequence[Run] = (partial(_plain, code), partial(_run, sandbox, code))
+        rates: list[list[float]] = [[], []]
+        times: list[list[float]] = [[], []]
+        for _ in range(_ROUNDS):
+            for kind, (run, number) in enumerate(zip(runs, numbers, strict=True)):
+                started = time.perf_counter()
+                times[kind] += await _at_once(run, number)
+                rates[kind].append(number / (time.perf_counter() - started))
+        ratio = median(inside / plain for plain, inside in zip(*rates, strict=True))
+        for kind, name in enumerate(("plain python", sandbox.name)):
+            speeds.append(_speed(name + what, median(rates[kind]), times[kind], of_plain=ratio if kind else None))
+    return [*speeds, *await _cells(sandbox)]
+
+
+async def leaves_behind(sandbox: Sandbox, executions: int) -> Mapping[str, int]:
+    """Run programs of many kinds, and count what is wrong or left afterwards.
+
+    Returns:
+        Wrong results; processes, mounts, control groups and descriptors more than before; kilobytes more of memory,
+        of this process and of what it keeps warm.
+    """
+
+    async def one(number: int) -> bool:
+        code, status, stdout = _MIXED[number // _ODD_ONE_IN % len(_MIXED) if number % _ODD_ONE_IN == 0 else 0]
+        result = await sandbox.run(Program(code), Limits(cpu_s=5.0, wall_s=30.0))
+        return (result.status, result.stdout.head + result.stdout.tail) == (status, stdout)
+
+    async def batch(start: int, end: int) -> int:
+        rights = await asyncio.gather(*(one(number) for number in range(start, end)))
+        return rights.count(False)
+
+    # What is allocated once, whatever the number of executions, is no growth.
+    wrong = await batch(0, min(300, executions))
+    before, step = _state(), 100
+    for start in range(0, executions, step):
+        wrong += await batch(start, min(executions, start + step))
+    await asyncio.sleep(0.5)
+    return {"wrong": wrong, **{name: value - before[name] for name, value in _state().items()}}
+
+
+def _state() -> Counter[str]:
+    pids = tree_usage(os.getpid()).pids | {os.getpid()}
+    return Counter(
+        processes=len(pids),
+        mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        cgroups=sum(1 for _ in Path("/sys/fs/cgroup").glob("**/agentflow-*")),
+        descriptors=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
+        kilobytes=sum(_own_kb(pid) for pid in pids),
+    )
+
+
+def _own_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty:", "Swap:")))
+
+
+async def _plain(code: str) -> None:
+    words = [sys.executable, "-I", "-c", code]
+    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
+    stdout, _ = await process.communicate()
+    assert stdout == b"42\n", stdout
+
+
+async def _run(sandbox: Sandbox, code: str) -> None:
+    result = await sandbox.run(Program(code), _LIMITS)
+    assert result.stdout.head == b"42\n", result
+
+
+async def _at_once(run: Run, number: int) -> list[float]:
+    free = asyncio.Semaphore(os.cpu_count() or 1)
+    times = []
+
+    async def timed() -> None:
+        async with free:
+            started = time.perf_counter()
+            await run()
+            times.append(time.perf_counter() - started)
+
+    await asyncio.gather(*(timed() for _ in range(number)))
+    return times
+
+
+async def _cells(sandbox: Sandbox) -> list[Speed]:
+    try:
+        session = await sandbox.session(_LIMITS)
+    except SandboxUnavailable:
+        return []
+    times = []
+    async with session:
+        started = time.perf_counter()
+        for number in range(_CELLS):
+            begun = time.perf_counter()
+            result = await session.exec(f"x = {number}; x + 1")
+            times.append(time.perf_counter() - begun)
+            assert result.value == str(number + 1), result
+        return [_speed("cell of a session", _CELLS / (time.perf_counter() - started), times)]
+
+
+def _speed(name: str, per_s: float, times: Sequence[float], *, of_plain: float | None = None) -> Speed:
+    return Speed(name, per_s, of_plain, median(times) * 1000, quantiles(times, n=100)[98] * 1000)

@@ -1,0 +1,130 @@
+"""Control groups, of either version, where this process may make some: limits over all processes of an execution."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+from agentflow.sandbox.base import Limits
+
+_MOUNT = Path("/sys/fs/cgroup")
+_PREFIX = "agentflow"
+_CONTROLLERS = ("memory", "pids", "cpuacct")
+_NUMBERS = count()
+_DYING_S = 5.0
+_LAYERS = ("user", "pid", "mount", "net", "ipc", "uts", "seccomp")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A control group that one execution after the other lives in.
+
+    Attributes:
+        folders: Its folder for each controller; the same one for all in version 2.
+        version: 1 or 2.
+    """
+
+    folders: Mapping[str, Path]
+    version: int
+
+    @classmethod
+    def create(cls) -> Self | None:
+        """Make one; None where that is not allowed or a controller is missing."""
+        name = f"{_PREFIX}-{os.getpid()}-{next(_NUMBERS)}"
+        for places, version in ((_first_version(), 1), (_second_version(), 2)):
+            for parents in places:
+                group = cls({key: parent / name for key, parent in parents.items()}, version)
+                if group._is_made():
+                    return group
+        return None
+
+    def limit(self, limits: Limits) -> None:
+        """Set what the next execution may use."""
+        memory, processes = limits.memory_mb << 20, limits.max_processes + 1
+        names = ("memory.limit_in_bytes", "memory.max")
+        self._write("memory", names[self.version - 1], memory)
+        self._write("pids", "pids.max", processes)
+        if self.version == 1:
+            self._write("memory", "memory.max_usage_in_bytes", 0)
+            return
+        with contextlib.suppress(OSError):  # without swap there is no such file
+            self._write("memory", "memory.swap.max", 0)
+
+    def open_files(self) -> dict[str, int]:
+        """Open what joins and measures it; the caller closes."""
+        memory, pids, cpu = (self.folders[name] for name in _CONTROLLERS)
+        first = self.version == 1
+        wanted = {
+            "cpu": cpu / ("cpuacct.usage" if first else "cpu.stat"),
+            "peak": memory / ("memory.max_usage_in_bytes" if first else "memory.peak"),
+            "memory_events": memory / ("memory.oom_control" if first else "memory.events"),
+            "process_events": pids / "pids.events",
+        }
+        found = {name: os.open(path, os.O_RDONLY) for name, path in wanted.items() if path.exists()}
+        for number, folder in enumerate(dict.fromkeys(self.folders.values())):
+            found[f"join{number}"] = os.open(folder / "cgroup.procs", os.O_WRONLY)
+        return found
+
+    def close(self) -> None:
+        """Remove it, once its last process is dead: a zygote that was killed takes a moment to take them along."""
+        deadline = time.monotonic() + _DYING_S
+        for folder in dict.fromkeys(self.folders.values()):
+            while folder.is_dir() and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    break
+                time.sleep(0.01)
+
+    def _is_made(self) -> bool:
+        try:
+            for folder in dict.fromkeys(self.folders.values()):
+                folder.mkdir()
+            self.limit(Limits())
+            for descriptor in self.open_files().values():
+                os.close(descriptor)
+        except OSError:
+            self.close()
+            return False
+        return True
+
+    def _write(self, controller: str, name: str, value: int) -> None:
+        (self.folders[controller] / name).write_text(str(value))
+
+
+def enforced(group: Group | None) -> tuple[str, ...]:
+    """Name what holds for an execution in a control group, or in none."""
+    how = f"cgroup{group.version}" if group is not None else "poll"
+    processes = f"pids:cgroup{group.version}" if group is not None else "pids:rlimit"
+    return (f"cpu:{how}", f"memory:{how}", "wall", "output", "disk:tmpfs", processes, *_LAYERS)
+
+
+def _own_places() -> dict[str, str]:
+    """Return this process's own place in each hierarchy; that of version 2 under the empty name."""
+    places: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        places |= dict.fromkeys(controllers.split(","), path)
+    return places
+
+
+def _first_version() -> Iterator[dict[str, Path]]:
+    own = _own_places()
+    if all((_MOUNT / name).is_dir() for name in _CONTROLLERS):
+        yield {name: _MOUNT / name / own.get(name, "/").lstrip("/") for name in _CONTROLLERS}
+        yield {name: _MOUNT / name for name in _CONTROLLERS}
+
+
+def _second_version() -> Iterator[dict[str, Path]]:
+    if not (_MOUNT / "cgroup.controllers").is_file():
+        return
+    own = _MOUNT / _own_places().get("", "/").lstrip("/")
+    for parent in dict.fromkeys((own, own.parent, _MOUNT)):
+        try:
+            (parent / "cgroup.subtree_control").write_text("+memory +pids")
+        except OSError:
+            continue
+        yield dict.fromkeys(_CONTROLLERS, parent)

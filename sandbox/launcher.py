@@ -1,0 +1,187 @@
+"""The host's side of a zygote: start it, ask it for executions, hear how they ended."""
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import agentflow
+
+_PACKET_BYTES = 1 << 17
+_BOOT_S = 60.0
+_FULL_S = 5.0
+# Where this package lies is said over the socket, because programs can read the command line.
+_CODE = """
+import json, socket, sys
+control = socket.socket(fileno=int(sys.argv.pop()))
+asked = json.loads(control.recv(1 << 16))
+is_foreign = asked["source"] not in sys.path
+if is_foreign: sys.path.insert(0, asked["source"])
+from agentflow.sandbox.zygote import main
+if is_foreign: sys.path.remove(asked["source"])
+main(control, user=asked["user"], preload=asked["preload"])
+"""
+_SOURCE = str(Path(agentflow.__file__).parent.parent)
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/work",
+    "TMPDIR": "/work",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+Event = dict[str, Any]
+
+
+class LauncherBroken(Exception):
+    """The zygote did not start, or died."""
+
+
+class Launcher:
+    """One zygote; it belongs to the event loop that started it.
+
+    Args:
+        user: Whom it becomes, where this process is root; None where it is not.
+        preload: Modules that it imports once.
+    """
+
+    def __init__(self, user: int | None, preload: Sequence[str]) -> None:
+        self._user = user
+        self._preload = preload
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._numbers = count()
+        self._ready: asyncio.Future[None] | None = None
+        self._listeners: dict[int, Callable[[Event], None]] = {}
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 while there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    async def start(self, spec: Mapping[str, Any], files: Mapping[str, int], listen: Callable[[Event], None]) -> int:
+        """Begin an execution, starting the zygote if need be; its events go to `listen`, `died` being the last.
+
+        Raises:
+            LauncherBroken: It does not start.
+        """
+        await self._ensure_ready()
+        number = next(self._numbers)
+        self._listeners[number] = listen
+        self._send({"op": "start", "number": number, "names": list(files), "spec": dict(spec)}, list(files.values()))
+        return number
+
+    def ask(self, number: int, op: str, **words: Any) -> None:
+        """Ask something of an execution under way; one that has ended does not mind."""
+        if number in self._listeners:
+            self._send({"op": op, "number": number, **words}, [])
+
+    def close(self) -> None:
+        """End the zygote, and with it everything that it started."""
+        self._lose("the sandbox was closed")
+
+    async def _ensure_ready(self) -> None:
+        if self._ready is None:
+            self._ready = asyncio.get_running_loop().create_future()
+            self._spawn()
+        ready = self._ready
+        try:
+            await asyncio.wait_for(asyncio.shield(ready), _BOOT_S)
+        except TimeoutError:
+            self._lose(f"the zygote was not ready within {_BOOT_S:.0f} s")
+            raise LauncherBroken("the zygote does not start in time") from None
+
+    def _spawn(self) -> None:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with there:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-P", "-B", "-c", _CODE, str(there.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[there.fileno()],
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        here.setblocking(False)
+        self._control = here
+        self._send({"source": _SOURCE, "user": self._user, "preload": list(self._preload)}, [])
+        asyncio.get_running_loop().add_reader(here, self._hear)
+
+    def _send(self, what: Mapping[str, Any], files: list[int]) -> None:
+        if self._control is None:
+            raise LauncherBroken("the zygote has ended")
+        packet = [json.dumps(what).encode()]
+        try:
+            try:
+                socket.send_fds(self._control, packet, files)
+            except BlockingIOError:  # very many sessions speak at once
+                select.select([], [self._control], [], _FULL_S)
+                socket.send_fds(self._control, packet, files)
+        except OSError as error:
+            self._lose(f"the zygote does not listen: {error}")
+            raise LauncherBroken(str(error)) from None
+
+    def _hear(self) -> None:
+        while self._control is not None:
+            try:
+                packet = self._control.recv(_PACKET_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if not packet:
+                self._lose("")
+                return
+            self._take(json.loads(packet))
+
+    def _take(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "ready" and self._ready is not None:
+            self._ready.set_result(None)
+        elif kind == "failed":
+            self._lose(event["detail"])
+        elif kind == "died":
+            self._listeners.pop(event["number"])(event)
+        elif event["number"] in self._listeners:
+            self._listeners[event["number"]](event)
+
+    def _lose(self, reason: str) -> None:
+        """Forget a zygote that is gone or must go; the next execution starts another."""
+        control, self._control = self._control, None
+        process, self._process = self._process, None
+        ready, self._ready = self._ready, None
+        if control is not None:
+            asyncio.get_running_loop().remove_reader(control)
+            control.close()
+        said = _end(process) if process is not None else ""
+        detail = reason or f"the zygote died. {said}".strip()
+        if ready is not None and not ready.done():
+            ready.set_exception(LauncherBroken(detail))
+            ready.exception()  # whoever waits has it; without this, asyncio complains where nobody does
+        listeners, self._listeners = self._listeners, {}
+        for listen in listeners.values():
+            listen({"event": "died", "broken": detail})
+
+
+def _end(process: "subprocess.Popen[bytes]") -> str:
+    """Kill a zygote, whose executions die with it, and return its last words."""
+    process.kill()
+    process.wait()
+    assert process.stderr is not None
+    with process.stderr as stream:
+        os.set_blocking(stream.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(stream.fileno(), 1 << 16).decode("utf-8", "replace")[-400:]
+    return ""

@@ -1,0 +1,252 @@
+"""The process backend: a warm interpreter forks for each execution, into namespaces of its own.
+
+Each slot has zygotes: interpreters that have left the host's files behind and imported what programs need. For an
+execution one forks process 1 of fresh namespaces (user, process, mount, network, IPC, host name), which mounts a
+private work space, puts the system-call filter over itself and forks the worker that becomes the program. Python is
+not started again, so that isolation costs less than a plain `python`.
+
+Control groups of either version bound memory and processes where this process may make some; elsewhere the zygote
+polls the tree, and resource limits bound each process. `Result.enforced` says which.
+"""
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import lru_cache
+from itertools import cycle
+from typing import Any
+
+from agentflow.sandbox.base import Limits, Program, Result, Session, Status, Usage, refusal
+from agentflow.sandbox.execution import limit_named
+from agentflow.sandbox.groups import Group, enforced
+from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken
+from agentflow.sandbox.sessions import open_session
+from agentflow.sandbox.streams import Pipe, memory_file
+from agentflow.sandbox.worker import READY
+
+_FIRST_UID = 21_000  # one user a slot, so that one execution's processes are never another's
+_LOST_S = 10.0
+"""How much longer than its wall time an execution may take to be reported dead, before its zygote counts as hung."""
+_COMMON = (
+    "bisect collections copy dataclasses datetime decimal enum fractions functools heapq io itertools json math "
+    "operator random re statistics string textwrap threading time typing"
+).split()
+_HEAVY = ("numpy", "numpy.random", "sympy")
+_IMPORTS_HEAVY = re.compile(r"\b(?:numpy|sympy)\b")
+
+
+class ProcessSandbox:
+    """Run programs in forks of a warm interpreter.
+
+    It belongs to the event loop that uses it first.
+
+    Args:
+        concurrency: Programs at once; None for one a core.
+    """
+
+    name = "process"
+
+    def __init__(self, concurrency: int | None = None) -> None:
+        self._slots = [_Slot(_FIRST_UID + number) for number in range(concurrency or os.cpu_count() or 1)]
+        self._turns = cycle(self._slots)
+        self._free: asyncio.Queue[_Slot] = asyncio.Queue()
+        for slot in self._slots:
+            self._free.put_nowait(slot)
+
+    async def run(self, program: Program, limits: Limits | None = None) -> Result:
+        """Run a program in a fresh place; see `Sandbox`."""
+        used = limits or Limits()
+        problem = refusal(program, used)
+        if problem:
+            return Result("refused", detail=problem, backend=self.name)
+        async with self._turn() as slot:
+            execution = _Execution(slot, used, is_heavy=_IMPORTS_HEAVY.search(program.code) is not None)
+            work = asyncio.ensure_future(execution.run(program))
+            try:
+                return await asyncio.shield(work)
+            finally:
+                # A caller that no longer waits must not leave the program behind, nor take its slot along.
+                execution.end("cancelled")
+                await asyncio.wait([work])
+
+    async def session(self, limits: Limits | None = None) -> Session:
+        """Start an interpreter that keeps its state; see `Sandbox`.
+
+        Memory, processes and work space are bounded once, for all of its cells and branches together; CPU and wall
+        time for each cell.
+
+        Raises:
+            SandboxFailure: It does not start.
+        """
+        return await open_session(next(self._turns).launcher(is_heavy=True), limits or Limits(), turn=self._turn)
+
+    async def close(self) -> None:
+        """End the zygotes, and with them everything they started."""
+        for slot in self._slots:
+            slot.close()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator["_Slot"]:
+        slot = await self._free.get()
+        try:
+            yield slot
+        finally:
+            self._free.put_nowait(slot)
+
+
+class _Slot:
+    """A place for one execution at a time: a user, a control group, and zygotes by what they have imported."""
+
+    def __init__(self, user: int) -> None:
+        self._user = None if os.getuid() else user
+        self._launchers: dict[bool, Launcher] = {}
+        self._group: Group | None = None
+        self._files: dict[str, int] | None = None
+
+    def launcher(self, *, is_heavy: bool) -> Launcher:
+        """Return the zygote's launcher; nothing is started before its first execution."""
+        if is_heavy not in self._launchers:
+            self._launchers[is_heavy] = Launcher(self._user, (*_COMMON, *_installed()) if is_heavy else _COMMON)
+        return self._launchers[is_heavy]
+
+    def group_files(self, limits: Limits) -> Mapping[str, int]:
+        """Set the limits of the slot's control group and return its open files; none where there is no group."""
+        if self._files is None:
+            self._group = Group.create()
+            self._files = self._group.open_files() if self._group is not None else {}
+        if self._group is not None:
+            self._group.limit(limits)
+        return self._files
+
+    @property
+    def enforced(self) -> tuple[str, ...]:
+        """What holds here."""
+        return enforced(self._group)
+
+    def close(self) -> None:
+        """End the zygotes and remove the group."""
+        for launcher in self._launchers.values():
+            launcher.close()
+        for descriptor in (self._files or {}).values():
+            os.close(descriptor)
+        if self._group is not None:
+            self._group.close()
+        self._group, self._files = None, None
+
+
+class _Execution:
+    """One program under way."""
+
+    def __init__(self, slot: _Slot, limits: Limits, *, is_heavy: bool) -> None:
+        self._slot = slot
+        self._limits = limits
+        self._launcher = slot.launcher(is_heavy=is_heavy)
+        self._number = -1
+        self._died: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._ended_by = ""
+
+    def end(self, reason: str) -> None:
+        """Kill it, if it still runs."""
+        self._ended_by = self._ended_by or reason
+        if self._number >= 0 and not self._died.done():
+            self._launcher.ask(self._number, "end", reason=reason, pid=None)
+
+    async def run(self, program: Program) -> Result:
+        """Run it to its end."""
+        kept_bytes = self._limits.output_kb << 10
+        streams = [Pipe(kept_bytes, lambda: self.end("output_limit")) for _ in range(2)]
+        try:
+            await self._start(program, *streams)
+            event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
+        except (LauncherBroken, OSError) as error:
+            event = {"broken": str(error) or "the zygote does not answer"}
+            self._launcher.close()
+        finally:
+            for stream in streams:
+                stream.close()
+        stdout, stderr = (stream.kept.output() for stream in streams)
+        last_line = (stderr.tail or stderr.head).rstrip().rpartition(b"\n")[2]
+        status, detail = _status(event, self._limits, last_line=last_line)
+        code = os.waitstatus_to_exitcode(int(event.get("status", 0)))
+        return Result(
+            status,
+            exit_code=code if status in ("ok", "nonzero_exit") else None,
+            signal=-code if status == "signal" else None,
+            stdout=stdout,
+            stderr=stderr,
+            usage=_usage(event),
+            detail=detail,
+            backend=ProcessSandbox.name,
+            enforced=self._slot.enforced,
+        )
+
+    async def _start(self, program: Program, stdout: Pipe, stderr: Pipe) -> None:
+        told = {
+            "language": program.language,
+            "code": program.code.encode("utf-8", "replace").decode(),
+            "seed": program.seed,
+            "files": {name: content.hex() for name, content in program.files.items()},
+        }
+        with ExitStack() as opened:
+            files = {
+                "program": opened.enter_context(memory_file(json.dumps(told).encode())),
+                "stdin": opened.enter_context(memory_file(program.stdin)),
+                "stdout": stdout.writing,
+                "stderr": stderr.writing,
+                **self._slot.group_files(self._limits),
+            }
+            spec = {"kind": "run", **self._limits.model_dump()}
+            self._number = await self._launcher.start(spec, files, self._hear)
+        for stream in (stdout, stderr):
+            stream.close_writing()
+        if self._ended_by:
+            self.end(self._ended_by)  # it was cancelled meanwhile
+
+    def _hear(self, event: Event) -> None:
+        if event["event"] == "died" and not self._died.done():
+            self._died.set_result(event)
+
+
+def _usage(event: Mapping[str, Any]) -> Usage:
+    """Return what an execution used, as its zygote told."""
+    return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
+
+
+def _status(event: Mapping[str, Any], limits: Limits, *, last_line: bytes) -> tuple[Status, str]:
+    """Judge how an execution ended."""
+    if "broken" in event:
+        return "infra_error", event["broken"]
+    if event["reason"] == "cancelled":
+        return "infra_error", "nobody waits for the program any more"
+    if event["reason"] or event["out_of_memory"]:
+        return event["reason"] or "memory", ""
+    if "status" not in event:
+        return "infra_error", "process 1 ended without a word"
+    first, *hints = event["hints"] or [""]
+    if first != READY:
+        return "infra_error", f"the worker did not start: {first}"
+    code = os.waitstatus_to_exitcode(event["status"])
+    if event["cpu_s"] > limits.cpu_s or code == -signal.SIGXCPU:
+        return "cpu_timeout", ""
+    return ("ok" if code == 0 else _cause(event, hints, code=code) or limit_named(last_line) or "nonzero_exit"), ""
+
+
+def _cause(event: Mapping[str, Any], hints: Sequence[str], *, code: int) -> Status | None:
+    """Name the limit that a program which failed ran into; None if it ran into none."""
+    causes: Mapping[Status, bool] = {
+        "disk": event["is_full"] or "disk" in hints or code == -signal.SIGXFSZ,
+        "memory": "memory" in hints,
+        "pids": event["out_of_processes"] or "pids" in hints,
+        "signal": code < 0,
+    }
+    return next((status for status, is_so in causes.items() if is_so), None)
+
+
+@lru_cache(maxsize=1)
+def _installed() -> tuple[str, ...]:
+    return tuple(name for name in _HEAVY if importlib.util.find_spec(name) is not None)

@@ -1,0 +1,320 @@
+"""Sessions of the process backend: a forked interpreter that keeps its variables, and branches of it.
+
+All branches of a session live in one set of namespaces, and one cell runs at a time. The host speaks with each branch
+over a socket of its own, packet by packet; code and streams travel as descriptors. What comes back was written by a
+process that nobody trusts, and is read as such.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ValidationError
+
+from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
+from agentflow.sandbox.groups import Group, enforced
+from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken
+from agentflow.sandbox.streams import Pipe, memory_file
+
+_BACKEND = "process"
+_PACKET_BYTES = 1 << 17
+_START_S = 30.0
+_LOST_S = 10.0
+_WORDS: Mapping[str, Status] = {"memory": "memory", "disk": "disk", "pids": "pids"}
+Turn = Callable[[], AbstractAsyncContextManager[object]]
+
+
+class _Report(BaseModel, strict=True):
+    """What a branch says of a cell."""
+
+    cell: int
+    exit_code: int
+    value: str
+    words: list[str]
+
+
+async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Session:
+    """Fork an interpreter and wait until it is ready.
+
+    Args:
+        launcher: Of the zygote that it is forked from.
+        limits: For all cells together, except CPU time, wall time and output.
+        turn: Waits until a cell may run.
+
+    Raises:
+        SandboxFailure: It did not start.
+    """
+    family = _Family(launcher, limits)
+    try:
+        channel = await family.start()
+        return await _Branch.greeted(family, channel, turn=turn)
+    except (LauncherBroken, OSError) as error:
+        await family.end()
+        raise SandboxFailure(f"a session of the {_BACKEND} sandbox did not start: {error}") from None
+
+
+class _Family:
+    """The processes of one session: its first branch and all copies of it."""
+
+    def __init__(self, launcher: Launcher, limits: Limits) -> None:
+        self.limits = limits
+        self.lock = asyncio.Lock()
+        self.branches = 0
+        self._launcher = launcher
+        self._number = -1
+        self._group = Group.create()
+        self._died: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._rested: asyncio.Future[Event] | None = None
+        self._stopped: dict[int, Status] = {}
+        self._out_of_memory = False
+
+    @property
+    def enforced(self) -> tuple[str, ...]:
+        return enforced(self._group)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no process of it is left."""
+        return self._died.done()
+
+    async def start(self) -> socket.socket:
+        """Start the first branch and return the host's end of its channel."""
+        here, there = _channel()
+        with ExitStack() as opened:
+            opened.callback(there.close)
+            silent = os.open(os.devnull, os.O_RDWR)
+            opened.callback(os.close, silent)
+            files = {"channel": there.fileno(), "stdout": silent, "stderr": silent, "stdin": silent}
+            if self._group is not None:
+                self._group.limit(self.limits)
+                group_files = self._group.open_files()
+                for descriptor in group_files.values():
+                    opened.callback(os.close, descriptor)
+                files |= group_files
+            spec = {"kind": "session", **self.limits.model_dump()}
+            try:
+                self._number = await self._launcher.start(spec, files, self._hear)
+            except BaseException:
+                here.close()
+                raise
+        return here
+
+    def watch(self, limits: Limits, pid: int) -> None:
+        """Begin a cell."""
+        self._launcher.ask(self._number, "watch", cpu_s=limits.cpu_s, wall_s=limits.wall_s, pid=pid)
+
+    async def rest(self) -> Usage:
+        """End a cell, and return what it used."""
+        self._rested = asyncio.get_running_loop().create_future()
+        self._launcher.ask(self._number, "rest", cpu_s=self.limits.cpu_s)
+        event = await self._first(self._rested)
+        self._out_of_memory |= event.get("out_of_memory", False)
+        return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
+
+    def stop(self, pid: int, reason: str) -> None:
+        """End one branch."""
+        self._launcher.ask(self._number, "end", reason=reason, pid=pid)
+
+    def fate(self, pid: int) -> tuple[Status, str]:
+        """Say how a branch ended whose channel is closed."""
+        if self._died.done():
+            event = self._died.result()
+            if "broken" in event:
+                return "infra_error", event["broken"]
+            self._out_of_memory |= event["out_of_memory"]
+            if event["reason"]:
+                return event["reason"], ""
+        return self._stopped.get(pid) or ("memory" if self._out_of_memory else "signal"), ""
+
+    def give_up(self) -> None:
+        """End the zygote, which no longer answers."""
+        self._launcher.close()
+
+    async def end(self) -> None:
+        """End every branch, and wait for their death."""
+        if self._number >= 0 and not self._died.done():
+            self._launcher.ask(self._number, "end", reason="closed", pid=None)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._died), _LOST_S)
+        if self._group is not None:
+            self._group.close()
+
+    async def _first(self, wanted: asyncio.Future[Event]) -> Event:
+        await asyncio.wait({wanted, self._died}, timeout=_LOST_S, return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            return wanted.result()
+        return self._died.result() if self._died.done() else {}
+
+    def _hear(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "died" and not self._died.done():
+            self._died.set_result(event)
+        elif kind == "rests" and self._rested is not None and not self._rested.done():
+            self._rested.set_result(event)
+        elif kind == "stopped":
+            self._stopped[event["pid"]] = event["reason"]
+
+
+class _Branch:
+    """One interpreter of a family."""
+
+    def __init__(self, family: _Family, channel: socket.socket, *, turn: Turn) -> None:
+        self._family = family
+        self._channel = channel
+        self._turn = turn
+        self._pid = 0
+        self._number = 0
+        self._why_over = ""
+        family.branches += 1
+
+    @classmethod
+    async def greeted(cls, family: _Family, channel: socket.socket, *, turn: Turn) -> Self:
+        """Wait for its first word.
+
+        Raises:
+            OSError: There was none.
+        """
+        branch = cls(family, channel, turn=turn)
+        try:
+            packet = await asyncio.wait_for(branch._receive(), _START_S)
+            word = json.loads(packet or b"{}")
+            if not isinstance(word.get("pid"), int):
+                raise OSError(word.get("refused", "the interpreter ended before it began"))
+        except BaseException:
+            branch._leave("it did not begin")
+            raise
+        branch._pid = word["pid"]
+        return branch
+
+    async def exec(self, code: str, *, limits: Limits | None = None) -> Result:
+        """Run a cell; see `Session`."""
+        used = limits or self._family.limits
+        async with self._turn(), self._family.lock:
+            if self._family.is_over:
+                self._leave("it used too much between its cells")
+            if self._why_over:
+                return Result("refused", detail=f"the session is over: {self._why_over}", backend=_BACKEND)
+            work = asyncio.ensure_future(self._exec(code, used))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                self._leave("nobody waited for its cell")
+                await asyncio.wait([work])
+                raise
+
+    async def fork(self) -> "_Branch":
+        """Return a copy; see `Session`.
+
+        Raises:
+            SandboxFailure: The session is over, or may have no further process.
+        """
+        async with self._family.lock:
+            if self._why_over:
+                raise SandboxFailure(f"a session that is over cannot be copied: {self._why_over}")
+            here, there = _channel()
+            try:
+                with there:
+                    socket.send_fds(self._channel, [b'{"op": "fork"}'], [there.fileno()])
+                return await _Branch.greeted(self._family, here, turn=self._turn)
+            except OSError as error:
+                here.close()
+                raise SandboxFailure(f"a session cannot be copied: {error}") from None
+
+    async def close(self) -> None:
+        """End it; with the last branch everything ends."""
+        self._leave("it was closed")
+        if not self._family.branches:
+            await self._family.end()
+
+    async def __aenter__(self) -> Self:
+        """Return the session."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.close()
+
+    async def _exec(self, code: str, limits: Limits) -> Result:
+        self._number += 1
+        family = self._family
+        streams = [Pipe(limits.output_kb << 10, lambda: family.stop(self._pid, "output_limit")) for _ in range(2)]
+        try:
+            try:
+                report = await self._exchange(code, limits, streams=streams)
+            except TimeoutError:  # the zygote, which ends a cell in time, hangs
+                report = None
+                family.give_up()
+            except OSError:  # its end of the channel is closed
+                report = None
+            usage = await family.rest()
+        except LauncherBroken:
+            report, usage = None, Usage()
+        finally:
+            for stream in streams:
+                stream.close()
+        stdout, stderr = (stream.kept.output() for stream in streams)
+        status: Status
+        detail, value, exit_code = "", "", None
+        if report is None:
+            status, detail = family.fate(self._pid)
+            self._leave(f"its last cell ended with {status}")
+        else:
+            exit_code, value = report.exit_code, report.value
+            status = "ok"
+            if exit_code:
+                causes: list[Status] = [_WORDS[word] for word in report.words if word in _WORDS]
+                status, exit_code = (causes[0], None) if causes else ("nonzero_exit", exit_code)
+        return Result(
+            status,
+            exit_code=exit_code,
+            stdout=stdout,
+            stderr=stderr,
+            value=value,
+            usage=usage,
+            detail=detail,
+            backend=_BACKEND,
+            enforced=family.enforced,
+        )
+
+    async def _exchange(self, code: str, limits: Limits, *, streams: list[Pipe]) -> _Report | None:
+        """Send a cell and return its report; None if the branch ended, or speaks nonsense."""
+        with memory_file(code.encode("utf-8", "surrogatepass")) as source:
+            self._family.watch(limits, self._pid)
+            told = json.dumps({"op": "exec", "cell": self._number}).encode()
+            socket.send_fds(self._channel, [told], [source, *(stream.writing for stream in streams)])
+        for stream in streams:
+            stream.close_writing()
+        while True:
+            packet = await asyncio.wait_for(self._receive(), limits.wall_s + _LOST_S)
+            try:
+                report = _Report.model_validate_json(packet) if packet else None
+            except ValidationError:
+                report = None
+            if report is None or report.cell >= self._number:
+                return report
+
+    async def _receive(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self._channel, _PACKET_BYTES)
+
+    def _leave(self, why: str) -> None:
+        """Be over."""
+        if not self._why_over:
+            self._why_over = why
+            self._family.branches -= 1
+            self._channel.close()
+            if self._pid and self._family.branches:
+                self._family.stop(self._pid, "closed")
+
+
+def _channel() -> tuple[socket.socket, socket.socket]:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.setblocking(False)
+    return here, there

@@ -1,0 +1,131 @@
+"""The read-only system that programs see: this interpreter, its libraries, the system's programs, and nothing else."""
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentflow.sandbox import namespaces
+
+INSIDE = 65_534
+"""The user's and group's number inside; it owns nothing there."""
+WORK = "/work"
+_OWN = (WORK, "/tmp", "/dev", "/proc")  # noqa: S108
+_ELSEWHERE = "/python"
+_BUILT_AT = "/sys"  # nothing below it is shown, so that nothing is hidden while the new root stands on it
+_HIDDEN = "agentflow"  # its environments know the answers
+_FOLDERS = ("/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
+_FILES = ("/etc/ld.so.cache", "/etc/alternatives")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_LINKS = (
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/shm", WORK),  # noqa: S108
+    ("/tmp", "work"),  # noqa: S108
+)
+
+
+def shown_at(path: str) -> str:
+    """Return where a host's file is seen inside: in its own place, unless the sandbox has something else there."""
+    collides = any(Path(path).is_relative_to(folder) for folder in _OWN)
+    return _ELSEWHERE + path if collides else path
+
+
+def enter(user: int | None) -> None:
+    """Leave the host's files for good.
+
+    Args:
+        user: Whom to become, where this process is root; None where it is not.
+
+    Raises:
+        OSError: The kernel does not allow it.
+    """
+    # The network is that of all programs of a zygote: one runs at a time, and a new one for each costs a third more.
+    namespaces.unshare(namespaces.NEW_MOUNTS | namespaces.NEW_NETWORK | (0 if user else namespaces.NEW_USER))
+    if user is None:
+        _become_nobody()
+    namespaces.loopback_up()
+    namespaces.make_private()
+    namespaces.mount(
+        "tmpfs", _BUILT_AT, flags=namespaces.NO_SETUID | namespaces.NO_DEVICES, options="size=1m,mode=0755"
+    )
+    _build(_BUILT_AT)
+    namespaces.seal(_BUILT_AT)
+    # The executions' own /proc covers this one, which the kernel wants to see before it grants theirs.
+    namespaces.bind("/proc", f"{_BUILT_AT}/proc")
+    namespaces.pivot(_BUILT_AT)
+    _look_elsewhere()
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    namespaces.drop_capabilities()
+    namespaces.set_inspectable(True)
+
+
+def _become_nobody() -> None:
+    # Read before: the new namespace does not know them until they are mapped.
+    user, group = _OUTSIDE
+    namespaces.map_user(INSIDE, user=user, group=group)
+
+
+_OUTSIDE = (os.getuid(), os.getgid())
+
+
+def _build(root: str) -> None:
+    for folder in ("/proc", "/dev", WORK):
+        os.makedirs(root + folder)
+    bound: list[str] = []
+    for path in (*_FOLDERS, *_FILES, *_interpreter()):
+        if os.path.lexists(path) and not any(Path(path).is_relative_to(done) for done in bound):
+            _show(path, root + shown_at(path))
+            bound.append(path)
+    for device in _DEVICES:
+        _show(f"/dev/{device}", f"{root}/dev/{device}")
+    for name, target in _LINKS:
+        os.symlink(target, root + name)
+    for folder in sys.path:
+        if os.path.isdir(f"{root}{shown_at(folder)}/{_HIDDEN}"):
+            namespaces.mount("tmpfs", f"{root}{shown_at(folder)}/{_HIDDEN}", options="size=4k,mode=0755")
+
+
+def _show(path: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+        return
+    if os.path.isdir(path):
+        os.makedirs(target)
+    else:
+        Path(target).touch()
+    namespaces.bind(path, target)
+
+
+def _look_elsewhere() -> None:
+    """Make the import system look where things are now."""
+    sys.path[:] = map(shown_at, sys.path)
+    sys.executable = shown_at(sys.executable)
+    sys.prefix, sys.base_prefix, sys.exec_prefix = map(shown_at, (sys.prefix, sys.base_prefix, sys.exec_prefix))
+    for module in list(sys.modules.values()):
+        if isinstance(getattr(module, "__path__", None), list):
+            module.__path__[:] = map(shown_at, module.__path__)
+    sys.path_importer_cache.clear()
+
+
+def _interpreter() -> Iterator[str]:
+    """Yield what this interpreter is made of; folders before what stands in them."""
+    prefixes = (sys.prefix, sys.base_prefix)
+    folders = {path for path in sys.path if any(Path(path).is_relative_to(prefix) for prefix in prefixes)}
+    yield from sorted(folders)
+    library = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    if all(library):
+        yield os.path.join(*library)
+    yield f"{sys.prefix}/pyvenv.cfg"
+    executable = sys.executable
+    while os.path.islink(executable):
+        yield executable
+        executable = os.path.normpath(os.path.join(os.path.dirname(executable), os.readlink(executable)))
+    yield executable

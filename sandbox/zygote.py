@@ -1,0 +1,321 @@
+"""A Python interpreter that forks itself for each execution: started once, it has imported what programs need.
+
+It runs in a process of its own, in the read-only system of `system`, and talks with the host in packets of JSON. It
+watches CPU, memory and wall time of what it forked, so that a busy host judges nobody.
+"""
+
+import gc
+import importlib
+import json
+import math
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentflow.sandbox import namespaces, system
+from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
+from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.seccomp import bpf_filter
+from agentflow.sandbox.worker import Start, become_first
+
+_PACKET_BYTES = 1 << 16
+_MAX_FILES = 16
+_MIN_WAIT_S = 0.005
+_RESTING_S = 1.0
+_NOTHING = Sample(0.0, 0.0)
+_CORES = os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is allowed from now on.
+
+    Attributes:
+        cpu_s: What the meter may show.
+        ends_at: When wall time is over.
+        pid: The number inside of the process whose tree is ended; None for the whole execution.
+        interval_s: How long to wait between looks at it; infinite for as long as its meter allows.
+    """
+
+    cpu_s: float
+    ends_at: float
+    pid: int | None
+    interval_s: float = math.inf
+
+
+@dataclass(slots=True)
+class Child:
+    """An execution: its process 1, and what is known of it."""
+
+    number: int
+    pid: int
+    handle: int
+    report: int
+    meter: Meter
+    memory_mb: float
+    has_group: bool
+    started_at: float
+    watch: Watch | None
+    reason: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
+    unread: bytes = b""
+    is_heard_out: bool = False
+    last: Sample = _NOTHING
+    cell_from: Sample = _NOTHING
+    cell_at: float = 0.0
+
+
+class Zygote:
+    """Fork executions on demand and tell how they ended.
+
+    Args:
+        control: The socket to the host.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._children: dict[int, Child] = {}
+        self._by_descriptor: dict[int, Child] = {}
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._steps = bpf_filter()
+        with open("/proc/self/status") as file:
+            status = dict(line.split(":", 1) for line in file)
+        self._data_bytes = int(status["VmData"].split()[0]) << 10
+        self._shared_mb = int(status["VmRSS"].split()[0]) / 1024
+
+    def serve(self) -> None:
+        """Work until the host hangs up, then end everything."""
+        while self._step():
+            self._judge_all()
+        for child in list(self._children.values()):
+            self._kill(child)
+            os.wait4(child.pid, 0)
+
+    def _step(self) -> bool:
+        for descriptor, _ in self._poll.poll(self._wait_ms()):
+            if descriptor == self._control.fileno():
+                if not self._receive():
+                    return False
+                continue
+            child = self._by_descriptor.get(descriptor)
+            if child is not None and descriptor == child.handle:
+                self._bury(child)
+            elif child is not None:
+                self._listen(child)
+        return True
+
+    def _receive(self) -> bool:
+        packet, files, _, _ = socket.recv_fds(self._control, _PACKET_BYTES, _MAX_FILES)
+        if not packet:
+            return False
+        asked = json.loads(packet)
+        if asked["op"] == "start":
+            self._start(asked, dict(zip(asked["names"], files, strict=True)))
+            return True
+        child = self._children.get(asked["number"])
+        if child is not None:
+            getattr(self, f"_{asked['op']}")(child, asked)
+        return True
+
+    def _start(self, asked: dict[str, Any], files: dict[str, int]) -> None:
+        spec, number = asked["spec"], asked["number"]
+        spec |= {"user": os.getuid(), "group": os.getgid(), "has_group": "cpu" in files}
+        inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
+        reading, writing = os.pipe()
+        started_at = time.monotonic()
+        is_session = spec["kind"] == "session"
+        meter: Meter | None = GroupMeter(files) if "cpu" in files else None
+        try:
+            pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if is_session else 0))
+        except OSError as error:
+            self._tell({"event": "died", "number": number, "broken": str(error)})
+            for descriptor in (reading, writing, *files.values()):
+                os.close(descriptor)
+            return
+        if pid == 0:
+            become_first(Start(spec, inside, writing, self._steps, self._data_bytes))
+        for descriptor in (writing, *inside.values()):
+            os.close(descriptor)
+        handle = os.pidfd_open(pid)
+        os.set_blocking(reading, False)
+        self._children[number] = child = Child(
+            number,
+            pid,
+            handle,
+            reading,
+            meter or TreeMeter(pid, self._shared_mb),
+            memory_mb=spec["memory_mb"],
+            has_group=meter is not None,
+            started_at=started_at,
+            watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
+        )
+        for descriptor in (handle, reading):
+            self._by_descriptor[descriptor] = child
+            self._poll.register(descriptor, select.POLLIN)
+
+    def _watch(self, child: Child, asked: dict[str, Any]) -> None:
+        """Begin a cell: its limits count from here."""
+        child.last = child.cell_from = child.meter.sample()
+        child.cell_at = time.monotonic()
+        child.watch = Watch(child.last.cpu_s + asked["cpu_s"], time.monotonic() + asked["wall_s"], asked["pid"])
+
+    def _rest(self, child: Child, asked: dict[str, Any]) -> None:
+        """End a cell; what goes on in the background until the next one has its own allowance."""
+        now = child.meter.sample()
+        used_s = now.cpu_s - child.cell_from.cpu_s
+        wall_s = time.monotonic() - child.cell_at
+        child.last = now
+        child.watch = Watch(now.cpu_s + asked["cpu_s"], math.inf, None, _RESTING_S)
+        shown = _shown(now) | {"cpu_s": used_s, "wall_s": wall_s}
+        self._tell({"event": "rests", "number": child.number, **shown})
+
+    def _end(self, child: Child, asked: dict[str, Any]) -> None:
+        """End an execution, or one branch of it."""
+        self._stop(child, asked["reason"], asked["pid"])
+
+    def _judge_all(self) -> None:
+        for child in list(self._children.values()):
+            watch = child.watch
+            if watch is None or child.reason:
+                continue
+            child.last = child.meter.sample()
+            reason = self._exceeded(child, watch, child.last)
+            if reason:
+                self._stop(child, reason, watch.pid)
+
+    def _exceeded(self, child: Child, watch: Watch, sample: Sample) -> str:
+        if sample.cpu_s > watch.cpu_s:
+            return "cpu_timeout"
+        if sample.out_of_memory or (not child.has_group and sample.memory_mb > child.memory_mb):
+            return "memory"
+        return "wall_timeout" if time.monotonic() > watch.ends_at else ""
+
+    def _stop(self, child: Child, reason: str, pid: int | None) -> None:
+        if pid is None:
+            child.reason = child.reason or reason
+            self._kill(child)
+            return
+        child.watch = None
+        for outside in tree_usage(child.pid).pids:
+            if _number_inside(outside) == pid:
+                _kill_tree(outside)
+        self._tell({"event": "stopped", "number": child.number, "pid": pid, "reason": reason})
+
+    def _kill(self, child: Child) -> None:
+        signal.pidfd_send_signal(child.handle, signal.SIGKILL)
+
+    def _listen(self, child: Child) -> None:
+        while not child.is_heard_out:
+            try:
+                data = os.read(child.report, _PACKET_BYTES)
+            except BlockingIOError:
+                return
+            *lines, child.unread = (child.unread + data).split(b"\n")
+            for line in lines:
+                told = json.loads(line)
+                child.told |= told
+                if "pid" in told:
+                    self._tell({"event": "child", "number": child.number, **told})
+            if not data:
+                child.is_heard_out = True
+                self._poll.unregister(child.report)
+
+    def _bury(self, child: Child) -> None:
+        last = child.meter.sample() if child.has_group else child.last
+        _, _, used = os.wait4(child.pid, 0)
+        self._poll.unregister(child.handle)
+        self._listen(child)
+        if not child.has_group:
+            last = Sample(max(last.cpu_s, used.ru_utime + used.ru_stime), max(last.memory_mb, used.ru_maxrss / 1024))
+        wall_s = time.monotonic() - child.started_at
+        event = {"event": "died", "number": child.number, "reason": child.reason, "wall_s": wall_s}
+        self._tell(event | _shown(last) | child.told)
+        del self._children[child.number]
+        for descriptor in (child.handle, child.report):
+            del self._by_descriptor[descriptor]
+            os.close(descriptor)
+        child.meter.close()
+
+    def _wait_ms(self) -> float | None:
+        waits = []
+        for child in self._children.values():
+            if child.watch is not None and not child.reason:
+                left_s = child.watch.cpu_s - child.last.cpu_s
+                soon = max(_MIN_WAIT_S, min(left_s / _CORES, child.watch.ends_at - time.monotonic()))
+                usual = child.meter.interval_s if math.isinf(child.watch.interval_s) else child.watch.interval_s
+                waits.append(min(soon, usual))
+        return min(waits) * 1000 if waits else None
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        self._control.send(json.dumps(what).encode())
+
+
+def _shown(sample: Sample) -> dict[str, Any]:
+    return {
+        "cpu_s": sample.cpu_s,
+        "memory_mb": sample.memory_mb,
+        "out_of_memory": sample.out_of_memory,
+        "out_of_processes": sample.out_of_processes,
+    }
+
+
+def _number_inside(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next((int(line.split()[-1]) for line in file if line.startswith("NSpid:")), None)
+    except OSError:
+        return None
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill a process and all below it; it is stopped first, so that its orphans still come to it."""
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(1000):
+        below = tree_usage(pid).pids
+        alive = [other for other in below if _is_running(other)]
+        for other in alive:
+            os.kill(other, signal.SIGKILL)
+        if not alive:
+            break
+    os.kill(pid, signal.SIGKILL)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) -> None:
+    """Leave the host, import, say so, and serve.
+
+    Args:
+        control: The socket to the host.
+        user: Whom to become, where this process is root; None where it is not.
+        preload: Modules that executions will find imported.
+    """
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        system.enter(user)
+        for name in preload:
+            importlib.import_module(name)
+        zygote = Zygote(control)
+    except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
+        control.send(json.dumps({"event": "failed", "detail": f"{type(error).__name__}: {error}"}).encode())
+        return
+    # Programs must not find this package imported. What runs here keeps what it needs of it.
+    for name in [name for name in sys.modules if name.split(".")[0] == "agentflow"]:
+        del sys.modules[name]
+    gc.collect()
+    gc.freeze()
+    control.send(json.dumps({"event": "ready"}).encode())
+    zygote.serve()
