@@ -40,6 +40,7 @@ EXTRAS = {
 """Packages that nothing needs by default, and what each is for."""
 PROGRAMS = {"docker": "containers as sandboxes", "bwrap": "bubblewrap as a sandbox"}
 """Programs that nothing needs by default, and what each is for."""
+_STARTER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _MIN_DISK_GB = 1.0
 _MIN_MEMORY_GB = 2.0
 _GB = 1e9
@@ -158,13 +159,14 @@ def _package_version(name: str) -> Check:
 
 
 def _starter() -> Check:
-    folder = Path(importlib.import_module("agentflow.models").STARTER_FOLDER)
-    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).is_file()]
+    folders: Mapping[str, Path] = importlib.import_module("agentflow.models").STARTER_FOLDERS
+    wanted = [folder / name for folder in folders.values() for name in _STARTER_FILES]
+    missing = [f"{file.parent.name}/{file.name}" for file in wanted if not file.is_file()]
     if missing:
         fix = f"Reinstall {DISTRIBUTION}, or train a model of your own: --model FOLDER_OR_HUB_ID"
         return Check("starter policy", False, f"{', '.join(missing)} missing from the package", fix)
-    size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    return Check("starter policy", True, f"{size_mb:.1f} MB")
+    sizes_mb = {name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for name, folder in folders.items()}
+    return Check("starter policy", True, ", ".join(f"{name} {size_mb:.1f} MB" for name, size_mb in sizes_mb.items()))
 
 
 def _memory() -> Check:

@@ -1,4 +1,4 @@
-"""Load a policy's model and tokenizer from a folder, a hub id, or the starter policy that ships with AgentFlow."""
+"""Load a policy's model and tokenizer from a folder, a hub id, or a starter policy that ships with AgentFlow."""
 
 import copy
 from dataclasses import dataclass
@@ -17,16 +17,20 @@ from agentflow.config import Config, read_yaml
 from agentflow.errors import ModelError
 
 STARTER = "starter"
-"""The name of the embedded starter policy."""
-STARTER_ENVIRONMENTS = ("websearch", "reading")
-"""The environments whose tools and words the starter policy knows."""
-STARTER_FOLDER = Path(__file__).parent / "starter"
+"""Stands for the starter policy of the environment that is played."""
+STARTER_OF = {"websearch": "starter-websearch", "reading": "starter-websearch", "code": "starter-code"}
+"""For each environment, the embedded policy that knows its tools and words."""
+DEFAULT_STARTER = "starter-websearch"
+"""What `starter` stands for in an environment that no starter policy knows."""
+STARTER_FOLDERS = {name: Path(__file__).parent / "starters" / name.partition("-")[2] for name in STARTER_OF.values()}
 
 
 class ModelConfig(Config):
     """Which model is trained, and how it is held in memory."""
 
-    path: str = Field(STARTER, description="A model folder, a Hugging Face hub id, or `starter`.")
+    path: str = Field(
+        STARTER, description="A model folder, a hub id, or `starter`: the one that knows the environment."
+    )
     device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`, ..., or `auto` for a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Dtype of the weights; `auto` is bfloat16 on a GPU that has it, float32 elsewhere."
@@ -53,28 +57,40 @@ class LoadedModel:
     name: str
 
 
-def training_defaults(path: str) -> dict[str, Any]:
+def starter_for(path: str, env: str) -> str:
+    """Return the starter policy that `starter` stands for in an environment; any other model as it is."""
+    return STARTER_OF.get(env, DEFAULT_STARTER) if path == STARTER else path
+
+
+def training_defaults(path: str, *, env: str = "") -> dict[str, Any]:
     """Read what a model folder recommends for its own training, from its `agentflow.yaml`.
 
     The file has the shape of a run's configuration and stands below every file and word of the user.
 
     Args:
-        path: A model folder, a hub id, or `starter`; only folders can recommend anything.
+        path: A model folder, a hub id, or a starter policy; only folders can recommend anything.
+        env: The environment, by which `starter` is understood.
 
     Raises:
         ConfigError: The file is no YAML mapping.
     """
-    file = (STARTER_FOLDER if path == STARTER else Path(path)) / "agentflow.yaml"
+    name = starter_for(path, env)
+    file = STARTER_FOLDERS.get(name, Path(name)) / "agentflow.yaml"
     return read_yaml(file) if file.is_file() else {}
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
+def load_model(config: ModelConfig, *, env: str = "") -> LoadedModel:
     """Load a model and its tokenizer.
+
+    Args:
+        config: Which model.
+        env: The environment, by which `starter` is understood.
 
     Raises:
         ModelError: The folder is missing or incomplete, the hub cannot be reached, or the device is not there.
     """
-    path = str(STARTER_FOLDER) if config.path == STARTER else config.path
+    name = starter_for(config.path, env)
+    path = str(STARTER_FOLDERS.get(name, name))
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     if not Path(path).is_dir():
@@ -92,7 +108,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         _checkpoint_gradients(model)
     if config.lora_rank:
         model = _with_lora(model, config)
-    return LoadedModel(model, tokenizer, STARTER if config.path == STARTER else Path(config.path).name)
+    return LoadedModel(model, tokenizer, Path(name).name)
 
 
 _WANTED = "Give a folder with config.json, weights and tokenizer, a hub id that can be reached, or `starter`."

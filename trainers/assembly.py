@@ -56,7 +56,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     """
     make_environment = environment_factory(config.env)
     environment = make_environment()
-    loaded = loaded or load_model(config.model)
+    loaded = loaded or load_model(config.model, env=config.env.name)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
     policy = TransformersPolicy(loaded.model, sorted(renderer.stop_ids))
     if config.agent.max_episode_tokens > policy.max_length:

@@ -69,7 +69,7 @@ RESPONSE_TEMPLATE = {
             "repeats": True,
             "content": "xml-inline",
             "content_args": {
-                "tag_pattern": r"<arg_key>\s*(?P<key>[^<]*?)</arg_key><arg_value>\s*(?P<value>[^<]*)</arg_value>"
+                "tag_pattern": r"<arg_key>\s*(?P<key>[^<]*?)</arg_key><arg_value>\s*(?P<value>[\s\S]*?)</arg_value>"
             },
             "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
         },

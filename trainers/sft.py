@@ -4,6 +4,7 @@ A run has one or more stages, each with its own environment: a curriculum. What 
 those that a rollout samples, so the same packing and the same learner serve both.
 """
 
+import asyncio
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ from agentflow.trainers.settings import EnvironmentConfig
 from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
 
 _LOSS_WINDOW = 20
+_PLAYERS = 8
+"""Episodes of an expert that are under way at once."""
 _TOLD = ("loss", "entropy", "grad_norm", "learning_rate", "updates/skipped", "tokens/")
 """Metrics that mean something in imitation."""
 
@@ -203,21 +206,29 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
     tasks = EpochSampler(load_tasks(environment, "train"), seed).draw(stage.num_episodes)
     max_turns = limits.max_turns or environment.max_turns
 
-    async def play() -> list[Dialogue]:
+    # An environment plays one episode at a time; several of them keep a sandbox or a service busy.
+    players = [environment, *(environment_factory(stage.env)() for _ in range(_PLAYERS - 1))]
+
+    async def play(number: int) -> list[Dialogue]:
+        mine = range(number, len(tasks), _PLAYERS)
         return [
-            await demonstrate(environment, task, seed=derive_seed(seed, i), max_turns=max_turns)
-            for i, task in enumerate(tasks)
+            await demonstrate(players[number], tasks[i], seed=derive_seed(seed, i), max_turns=max_turns) for i in mine
         ]
 
+    async def play_all() -> list[list[Dialogue]]:
+        return await asyncio.gather(*map(play, range(_PLAYERS)))
+
     try:
-        return run_blocking(play())
+        played = run_blocking(play_all())
     finally:
-        environment.close()
+        for player in players:
+            player.close()
+    return [played[i % _PLAYERS][i // _PLAYERS] for i in range(len(tasks))]
 
 
 def _load(config: SftConfig, dialogues: Sequence[Sequence[Dialogue]]) -> LoadedModel:
     if config.scratch is None:
-        return load_model(config.model)
+        return load_model(config.model, env=config.stages[-1].env.name)
     texts = (text for stage in dialogues for dialogue in stage for text in dialogue.texts)
     tokenizer = new_tokenizer(texts, config.scratch.max_words)
     model = new_model(tokenizer, config.scratch, seed=config.run.seed)

@@ -49,8 +49,9 @@ def train_config(given: Given) -> TrainConfig:
     chosen = merge(gather(overrides=typed), flag_overrides(given.flags, typed))
     stored = gather(given.files)
     model = merge(section(stored, "model"), section(chosen, "model")).get("path", STARTER)
-    stored = merge(training_defaults(str(model)), stored)
-    if not merge(section(stored, "env"), section(chosen, "env")).get("name"):
+    env = merge(section(stored, "env"), section(chosen, "env")).get("name")
+    stored = merge(training_defaults(str(model), env=str(env)), stored)
+    if not env:
         raise ConfigError("No environment was chosen.", "Say --env websearch, or --env path/to/file.py:Class.")
     values = {
         **merge(stored, chosen),

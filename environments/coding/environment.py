@@ -36,7 +36,7 @@ class CodeOptions(Config):
     train_tasks: int = Field(2048, ge=1, le=1_000_000, description="Tasks of the training split.")
     heldout_tasks: int = Field(400, ge=1, description="Tasks of the held-out split.")
     expert_noise: float = Field(
-        0.0, ge=0, le=1, description="How often the scripted expert errs: 0 never, 1 in about half of the tasks."
+        0.0, ge=0, le=1, description="How often the scripted expert errs: 0 never, 1 in about six tasks of ten."
     )
     sandbox: str = Field("auto", description="The sandbox that programs run in; `auto` is the first that works here.")
     limits: Limits = Field(

@@ -6,12 +6,12 @@ from agentflow.environment import Observation
 from agentflow.environments.coding.problems import Problem
 from agentflow.messages import Message, ToolCall
 
-# Rates at full noise, chosen so that about half of the tasks are solved.
-_SLIP = 0.6
+# Rates at full noise, chosen so that about four tasks in ten are solved.
+_SLIP = 0.75
 """Writes a program with a mistake first."""
-_UNTRIED = 0.5
+_UNTRIED = 0.6
 """Answers without trying its program."""
-_HASTY = 0.4
+_HASTY = 0.5
 """Having seen its program fail, answers with it all the same."""
 
 

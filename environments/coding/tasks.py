@@ -6,6 +6,7 @@ the examples and the kind of the task that asks for it.
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -26,6 +27,8 @@ _HELDOUT_ONE_IN = 5
 _MAX_MISSES = 5000
 """Draws in a row without a new task after which there are taken to be no more."""
 _MAX_DRAWS = 6
+_LONG_NUMBER = re.compile(r"\d{3}")
+"""Values to work out have numbers of up to two digits, which a small vocabulary holds whole."""
 
 
 @lru_cache(maxsize=16)
@@ -101,11 +104,12 @@ def _write_repair(rng: random.Random, split: Split, level: int) -> tuple[str, Pr
 def _write_value(rng: random.Random, split: Split, level: int) -> tuple[str, Problem | None]:
     program = _drawn(rng, split, level)
     x = draw_input(rng, program)
-    if x == []:
+    value = repr(program(x))
+    if x == [] or _LONG_NUMBER.search(value):
         return "", None
     slips = [slip(rng, program) for _ in range(_NUM_SLIPS)]
     wrong = tuple(other.printing(x) for other in slips if other(x) != program(x))
-    problem = Problem(value=repr(program(x)), reference=program.printing(x), slips=wrong)
+    problem = Problem(value=value, reference=program.printing(x), slips=wrong)
     return f"With x = {x!r}: {program.words}. What comes out?", problem
 
 
