@@ -13,7 +13,7 @@ from agentflow.cli.words import hush_libraries, noted_run
 from agentflow.config import Option, describe, to_yaml
 from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
-from agentflow.models import STARTER_FOLDERS, STARTER_OF, starter_for
+from agentflow.models import DEFAULT_STARTER, STARTER, STARTER_OF
 from agentflow.runs import StoredRun
 from agentflow.runs.storage import check_writable
 from agentflow.trainers import flow_grpo
@@ -41,11 +41,10 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
         _describe_run(config)
         return
     with open_console(config.run.iterations) as console:
-        name = starter_for(config.model.path, config.env.name)
-        if name in STARTER_FOLDERS and STARTER_OF.get(config.env.name) != name:
+        if config.model.path == STARTER and config.env.name not in STARTER_OF:
             can_teach = load_environment(config.env.name).expert is not Environment.expert
             console.note(
-                f"{name} has not learned to play {config.env.name}: expect little of it. "
+                f"No starter policy has learned to play {config.env.name}: expect little of {DEFAULT_STARTER}. "
                 + ("Teach it first (agentflow sft), or choose" if can_teach else "Choose")
                 + " a larger model (--model)."
             )

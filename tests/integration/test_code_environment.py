@@ -4,9 +4,11 @@ import asyncio
 import json
 from typing import Any
 
+from agentflow.cli import main
 from agentflow.environment_check import validate_answers
 from agentflow.environments.coding import Code
 from agentflow.messages import Message, ToolCall
+from agentflow.runs import StoredRun
 from agentflow.sandbox.shared import SharedSandbox
 from tests.trusted_sandbox import LIMITS, TrustedSubprocess, real
 
@@ -73,3 +75,15 @@ def test_a_set_of_ones_own_is_played(tmp_path):
 def test_the_real_sandbox_plays_every_gold_answer():
     report = validate_answers(Code, "heldout", train_tasks=12, heldout_tasks=24)
     assert (report.num_checked, report.failing) == (24, {})
+
+
+def test_the_code_starter_trains_and_is_evaluated(tmp_path):
+    words = ["train", "--env", f"{__file__}:Trusted", "--model", "starter-code", "--out", str(tmp_path)]
+    sizes = ["run.tasks_per_iteration=3", "run.group_size=4", "evaluation.num_tasks=6", "algorithm.degenerate=keep"]
+    assert main([*words, *sizes, "--iterations", "1", "env.train_tasks=12", "env.heldout_tasks=6"]) == 0
+    (run,) = (StoredRun(path) for path in tmp_path.iterdir())
+    (trajectories,) = [[t for group in run.groups(i) for t in group.trajectories] for i in run.rollout_iterations()]
+    assert len(trajectories) == 12
+    replies = [turn.reply for trajectory in trajectories for turn in trajectory.turns]
+    assert sum(not reply.error for reply in replies) > 0.7 * len(replies)
+    assert any(trajectory.success for trajectory in trajectories)

@@ -160,7 +160,7 @@ async def test_a_clean_expert_solves_each_kind():
         assert info["success"] and turns == 2, task.prompt
 
 
-def test_a_noisy_expert_errs_in_about_half_of_the_tasks_and_by_its_seed():
+def test_a_noisy_expert_loses_about_six_tasks_of_ten_and_by_its_seed():
     def played(seed: int, noise: float) -> list[str]:
         expert = CodeExpert(PROBLEM, noise=noise, seed=seed)
         said = [expert.act((Message("tool", "?"),)) for _ in range(2)]
@@ -175,7 +175,7 @@ def test_a_noisy_expert_errs_in_about_half_of_the_tasks_and_by_its_seed():
         return message.content == PROBLEM.reference
 
     assert played(3, 1.0) == played(3, 1.0)
-    assert 0.4 <= sum(map(solved, range(1000))) / 1000 <= 0.7
+    assert 0.3 <= sum(map(solved, range(1000))) / 1000 <= 0.5
     assert all(played(seed, 0.0) == [PROBLEM.reference] * 2 for seed in range(20))
 
 

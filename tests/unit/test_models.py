@@ -1,0 +1,55 @@
+"""The starter policies: which one an environment takes, what is in their folders, how they write numbers and code."""
+
+import pytest
+
+from agentflow.environments.coding.tasks import tasks
+from agentflow.messages import Message, ToolCall
+from agentflow.models import STARTER_FOLDERS, STARTER_OF, ModelConfig, load_model, starter_for, training_defaults
+from agentflow.renderer import Renderer
+from agentflow.trajectory import Completion
+
+RUN = {
+    "type": "function",
+    "function": {"name": "run", "parameters": {"type": "object", "properties": {"code": {"type": "string"}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "env", "expected"),
+    [
+        ("starter", "websearch", "starter-websearch"),
+        ("starter", "reading", "starter-websearch"),
+        ("starter", "code", "starter-code"),
+        ("starter", "my_shop.py:MyShop", "starter-websearch"),
+        ("starter-websearch", "code", "starter-websearch"),
+        ("runs/mine", "code", "runs/mine"),
+    ],
+)
+def test_the_environment_chooses_among_the_starters_and_nothing_else(path: str, env: str, expected: str) -> None:
+    assert starter_for(path, env) == expected
+
+
+@pytest.mark.parametrize("name", sorted(STARTER_FOLDERS))
+def test_a_starter_is_small_and_recommends_its_own_training(name: str) -> None:
+    loaded = load_model(
+        ModelConfig(path="starter"), env=next(env for env, starter in STARTER_OF.items() if starter == name)
+    )
+    assert loaded.name == name
+    assert sum(parameter.numel() for parameter in loaded.model.parameters()) < 1_000_000
+    assert sum(file.stat().st_size for file in STARTER_FOLDERS[name].iterdir()) < 4_000_000
+    assert {"agent", "learner", "evaluation", "run"} <= set(training_defaults(name))
+
+
+def test_the_code_starter_writes_programs_and_small_numbers_without_loss() -> None:
+    tokenizer = load_model(ModelConfig(path="starter-code")).tokenizer
+    renderer = Renderer(tokenizer, (RUN,))
+    for number in range(100):
+        for text in (f" {number}", f"{number}"):
+            assert len(tokenizer.encode(text, add_special_tokens=False)) == 1, text
+    for task in tasks(0, "heldout", kinds=("function",), difficulties=(1, 2, 3, 4), count=80):
+        source = task.answer["reference"]
+        for said in (Message("assistant", source), Message("assistant", "", (ToolCall("run", {"code": source}),))):
+            tokens = tuple(renderer.reply(said))
+            heard = renderer.parse(Completion(tokens, (0.0,) * len(tokens), "stop", 0))
+            assert (heard.error, heard.message.content, heard.message.tool_calls) == ("", said.content, said.tool_calls)
+            assert len(tokens) <= training_defaults("starter-code")["agent"]["max_turn_tokens"]
