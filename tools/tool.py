@@ -226,6 +226,21 @@ def tools_of(owner: object) -> dict[str, Tool]:
     return tools
 
 
+def join_tools(*sources: Mapping[str, Tool]) -> dict[str, Tool]:
+    """Return the tools of several sources by name.
+
+    Raises:
+        ConfigError: Two sources have a tool of the same name.
+    """
+    joined: dict[str, Tool] = {}
+    for source in sources:
+        for name, found in source.items():
+            if name in joined:
+                raise ConfigError(f"There are two tools named {name!r}.", "Rename one, or give its source a prefix.")
+            joined[name] = found
+    return joined
+
+
 def _make(
     function: Callable[..., Any],
     *,
