@@ -86,7 +86,7 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.package
 	$(call say,Installing the test tools)
-	@$(PIP) --editable '.[test]'
+	@$(PIP) --editable '.[test,mcp]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.package
