@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -88,4 +88,9 @@ def sandboxes() -> Sequence[Any]:
 
 def make_sandbox(name: str) -> Sandbox:
     """Return a sandbox of `sandboxes()`."""
-    return {"trusted": TrustedSubprocess, "process": ProcessSandbox, "bubblewrap": BubblewrapSandbox}[name]()
+    made: dict[str, Callable[[], Sandbox]] = {
+        "trusted": TrustedSubprocess,
+        "process": ProcessSandbox,
+        "bubblewrap": BubblewrapSandbox,
+    }
+    return made[name]()
