@@ -1,5 +1,6 @@
 """Shell commands over the files of an episode, in a real sandbox."""
 
+import sys
 from functools import cached_property
 
 import pytest
@@ -8,7 +9,6 @@ from agentflow.environments import ToolEnvironment
 from agentflow.errors import ToolError
 from agentflow.messages import Message, ToolCall
 from agentflow.sandbox.base import Limits, Output, Result, SandboxFailure
-from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.shared import shared_sandbox
 from agentflow.tools.files import file_tools
 from agentflow.tools.shell import shell_tool
@@ -20,8 +20,17 @@ from tests.trusted_sandbox import TrustedSubprocess, real
 LIMITS = Limits(cpu_s=2, wall_s=60, memory_mb=300, output_kb=4)
 
 
+@pytest.fixture(params=["process", "bubblewrap"], autouse=True)
+def name(request, monkeypatch):
+    """Each sandbox in turn."""
+    monkeypatch.setattr(sys.modules[__name__], "NAME", request.param)
+
+
+NAME = ""
+
+
 async def after(command, workspace, limits=LIMITS):
-    return await shell_tool(BubblewrapSandbox(), workspace, limits).call({"command": command})
+    return await shell_tool(shared_sandbox(NAME), workspace, limits).call({"command": command})
 
 
 def contents(workspace):
@@ -148,7 +157,7 @@ class Repair(ToolEnvironment):
 
     @cached_property
     def tools(self):
-        shell = shell_tool(shared_sandbox("bubblewrap"), self.workspace, LIMITS)
+        shell = shell_tool(shared_sandbox(NAME), self.workspace, LIMITS)
         return join_tools(tools_of(self), file_tools(self.workspace), {"shell": shell})
 
     def tasks(self, split):
