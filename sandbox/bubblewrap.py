@@ -63,7 +63,7 @@ class BubblewrapSandbox:
     async def run(self, program: Program, limits: Limits | None = None) -> Result:
         """Run a program in a fresh place; see `Sandbox`."""
         used = limits or Limits()
-        problem = _refusal(program, used)
+        problem = refusal(program, used)
         if problem:
             return Result("refused", detail=problem, backend=self.name)
         slot = await self._slots.get()
@@ -135,7 +135,8 @@ class _Started:
     status: BinaryIO
 
 
-def _refusal(program: Program, limits: Limits) -> str:
+def refusal(program: Program, limits: Limits) -> str:
+    """Say why a program is not even started; empty if it is."""
     if len(program.code) > _MAX_SOURCE_BYTES:
         return f"a source of {len(program.code)} characters, more than {_MAX_SOURCE_BYTES}"
     if "\0" in program.code:
@@ -215,7 +216,7 @@ def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
         limits.disk_mb << 20,
     )
     hashing = f"PYTHONHASHSEED={program.seed % 2**32}"
-    return ["/usr/bin/env", hashing, python, "-s", "-P", "-c", _GUEST, program.language, *map(str, numbers)]
+    return ["/usr/bin/env", hashing, python, "-s", "-P", "-c", _GUEST, "/program", program.language, *map(str, numbers)]
 
 
 @contextmanager
