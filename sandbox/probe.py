@@ -10,9 +10,13 @@ from pathlib import Path
 from agentflow.errors import UserError
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
+from agentflow.sandbox.docker import DockerSandbox
 
 AUTO = "auto"
-BACKENDS: Mapping[str, Callable[[], Sandbox]] = {BubblewrapSandbox.name: BubblewrapSandbox}
+BACKENDS: Mapping[str, Callable[[], Sandbox]] = {
+    BubblewrapSandbox.name: BubblewrapSandbox,
+    DockerSandbox.name: DockerSandbox,
+}
 """The backends by name, in the order in which `auto` tries them."""
 _LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=128, disk_mb=4, max_processes=8)
 _HINT = "User namespaces must be allowed (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)."

@@ -1,7 +1,8 @@
-"""`agentflow sandbox doctor` and `agentflow sandbox run`."""
+"""`agentflow sandbox doctor`, `run`, `image` and `gc`."""
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ import typer
 from agentflow.cli.tables import print_table
 from agentflow.errors import DataError, UserError
 from agentflow.sandbox.base import Limits, Program, Result
+from agentflow.sandbox.docker import build_image
+from agentflow.sandbox.docker import gc as docker_gc
 from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
 
 
@@ -39,6 +42,26 @@ def run(file: Path, *, backend: str, limits: dict[str, Any]) -> int:
     used = f"{result.usage.cpu_s:.2f} CPU s, {result.usage.wall_s:.2f} s, {result.usage.memory_mb:.0f} MB"
     typer.echo(f"{result.status} ({result.backend}; {used}) {result.detail}".rstrip(), err=True)
     return 0 if result.status == "ok" else result.exit_code or 1
+
+
+def image(name: str, packages: Sequence[str]) -> None:
+    """Make the image of the Docker backend.
+
+    Raises:
+        ConfigError: A package is not installed.
+        SandboxUnavailable: No engine answers.
+    """
+    typer.echo(f"{name} {build_image(name, packages)}")
+
+
+def gc() -> None:
+    """Remove what dead processes left in the Docker engine.
+
+    Raises:
+        SandboxUnavailable: No engine answers.
+    """
+    names = docker_gc()
+    typer.echo(f"{len(names)} containers removed{': ' if names else ''}{', '.join(names)}")
 
 
 async def _tried(name: str) -> tuple[str, str]:

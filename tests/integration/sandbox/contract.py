@@ -1,0 +1,218 @@
+"""What every backend keeps: each way to end has its name, and what none of the programs can reach.
+
+A module of a backend imports all of this and defines the fixtures `sandbox`, which may be used from any event loop,
+and `num_left`, which counts the processes that programs have left behind.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentflow.sandbox.base import Limits, Program, Result, Sandbox
+from agentflow.sandbox.probe import probe
+
+LIMITS = Limits(cpu_s=1.0, wall_s=20.0, memory_mb=160, disk_mb=8, max_processes=8, output_kb=4)
+
+
+def run(sandbox: Sandbox, code: str, *, stdin: bytes = b"", limits: Limits = LIMITS, **program: object) -> Result:
+    """Run one program."""
+    return asyncio.run(sandbox.run(Program(code, stdin=stdin, **program), limits))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "detail"),
+    [
+        ("print(6 * 7)", "ok", {"exit_code": 0}),
+        ("import sys; sys.exit(3)", "nonzero_exit", {"exit_code": 3}),
+        ("1 / 0", "nonzero_exit", {"exit_code": 1}),
+        ("import os; os.kill(os.getpid(), 11)", "signal", {"signal": 11}),
+        ("while True: pass", "cpu_timeout", {}),
+        ("import os\nfor _ in range(3): os.fork()\nwhile True: pass", "cpu_timeout", {}),
+        ("import time; time.sleep(60)", "wall_timeout", {}),
+        ("import signal, time\nfor n in range(1, 32):\n  try: signal.signal(n, signal.SIG_IGN)\n"
+         "  except OSError: pass\ntime.sleep(60)", "wall_timeout", {}),
+        ("x = bytearray(400 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nwhile True: pass", "memory", {}),
+        ("x = bytearray(10 ** 12)", "memory", {}),
+        ("while True: print('x' * 1000)", "output_limit", {}),
+        ("for i in range(9):\n  with open(str(i), 'wb') as f: f.write(b'x' * (2 << 20))", "disk", {}),
+        ("import os, time\nfor _ in range(30): os.fork() or time.sleep(2)", "pids", {}),
+        ("import time, threading as t\nfor _ in range(30): t.Thread(target=time.sleep, args=(2,)).start()", "pids", {}),
+        ("x" * (2 << 20), "refused", {}),
+    ],
+)  # fmt: skip
+def test_every_way_to_end_has_its_name(sandbox: Sandbox, code: str, status: str, detail: dict[str, int]) -> None:
+    limits = LIMITS.model_copy(update={"wall_s": 1.0}) if status == "wall_timeout" else LIMITS
+    result = run(sandbox, code, limits=limits)
+    assert result.status == status, result
+    assert {name: getattr(result, name) for name in detail} == detail
+
+
+def test_streams_input_files_and_traceback(sandbox: Sandbox) -> None:
+    result = run(
+        sandbox, "import sys; print(input(), open('d/f').read()); 1 / 0", stdin=b"hello\n", files={"d/f": b"data"}
+    )
+    assert result.stdout.text == "hello data\n"
+    assert result.stderr.text.splitlines()[1:] == [
+        '  File "program.py", line 1, in <module>',
+        "ZeroDivisionError: division by zero",
+    ]
+    assert run(sandbox, "cat; echo $HOME", stdin=b"x", language="shell").stdout.text == "x/work\n"
+
+
+def test_long_output_keeps_its_ends(sandbox: Sandbox) -> None:
+    output = run(sandbox, "print('a' * 9000 + 'z')").stdout
+    assert output.num_bytes == 9002
+    assert output.text.startswith("a" * 2048 + "\n[... 4906 bytes left out")
+    assert output.text.endswith("z\n")
+
+
+def test_same_seed_gives_the_same_bytes(sandbox: Sandbox) -> None:
+    code = "import random; print(random.random(), hash('a'), {'x', 'y', 'z'})"
+    first = {run(sandbox, code, seed=1).stdout.text for _ in range(5)}
+    assert len(first) == 1
+    assert first != {run(sandbox, code, seed=2).stdout.text}
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/x", "a/../../b", ""])
+def test_files_outside_the_work_space_are_refused(sandbox: Sandbox, name: str) -> None:
+    assert run(sandbox, "pass", files={name: b""}).status == "refused"
+
+
+READS = {
+    "passwords": "open('/etc/shadow').read()",
+    "accounts": "open('/etc/passwd').read()",
+    "home": "__import__('os').listdir('/root')",
+    "hosts root by way of pid 1": "__import__('os').listdir('/proc/1/root/root')",
+    "core pattern": "open('/proc/sys/kernel/core_pattern', 'w')",
+    "system files": "open('/usr/bin/x', 'w')",
+    "root folder": "open('/x', 'w')",
+    "the program itself": "open('/program', 'w')",
+    "vsock": "__import__('socket').socket(40, 1)",
+    "alg": "__import__('socket').socket(38, 5)",
+    "raw socket": "__import__('socket').socket(2, 3, 1)",
+    "setuid": "__import__('os').setuid(0)",
+    "chroot": "__import__('os').chroot('/work')",
+    "device": "__import__('os').mknod('/work/d', 0o20666, 259)",
+    "signal to pid 1 does nothing": "__import__('os').kill(1, 9); __import__('time').sleep(0.05); raise OSError",
+    "more open files": "__import__('resource').setrlimit(7, (4096, 4096))",
+    "more processes": "__import__('resource').setrlimit(6, (4096, 4096))",
+    "shared memory beyond its size": "open('/dev/shm/x', 'wb').write(b'x' * (4 << 20))",
+    "descriptors of the host": "[__import__('os').fstat(fd) for fd in range(3, 40)]",
+    "internet": "__import__('socket').create_connection(('1.1.1.1', 53), timeout=1)",
+}
+
+
+@pytest.mark.parametrize("what", READS)
+def test_what_is_out_of_reach_raises(sandbox: Sandbox, what: str) -> None:
+    result = run(sandbox, f"try:\n  {READS[what]}\nexcept (OSError, ValueError): print('contained')")
+    assert result.stdout.text == "contained\n", result
+
+
+CALLS = {
+    "unshare user": (272, 0x10000000), "clone newuser": (56, 0x10000000 | 17), "ptrace": (101, 0), "keyctl": (250, 0),
+    "bpf": (321, 0), "userfaultfd": (323, 0), "io_uring": (425, 1), "perf": (298, 0), "mount": (165, 0),
+    "setns": (308, 0), "open_by_handle": (304, 0), "memfd": (319, 0), "process_vm_readv": (310, 1), "reboot": (169, 0),
+    "add_key": (248, 0), "personality": (135, 0xFFFFFFFF), "new mount": (430, 0), "pidfd_getfd": (438, 0),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86_64")
+@pytest.mark.parametrize("what", CALLS)
+def test_denied_system_calls_fail_without_reaching_the_kernels_code(sandbox: Sandbox, what: str) -> None:
+    number, argument = CALLS[what]
+    code = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        f"print(libc.syscall({number}, ctypes.c_ulong({argument}), 0, 0, 0, 0, 0), ctypes.get_errno())"
+    )
+    assert run(sandbox, code).stdout.text == "-1 1\n"
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_loopback_and_abstract_sockets_of_the_host_are_out_of_reach(sandbox: Sandbox, listener: socket.socket) -> None:
+    name = f"agentflow-{secrets.token_hex(4)}"
+    with socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(f"\0{name}")
+        abstract.listen()
+        code = (
+            "import socket\nfor family, to in ((2, ('127.0.0.1', %d)), (1, '\\0%s')):\n"
+            "  try: socket.socket(family).connect(to); print('reached', to)\n  except OSError: print('contained')"
+        )
+        assert run(sandbox, code % (listener.getsockname()[1], name)).stdout.text == "contained\ncontained\n"
+
+
+def test_environment_and_command_line_of_the_caller_are_not_seen(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTFLOW_TEST_KEY", "hidden-value")
+    code = (
+        "import glob\nfor path in glob.glob('/proc/[0-9]*/environ') + glob.glob('/proc/[0-9]*/cmdline'):\n"
+        "  try: print(open(path, 'rb').read())\n  except OSError: pass"
+    )
+    shown = run(sandbox, code, limits=LIMITS.model_copy(update={"output_kb": 256})).stdout.text
+    assert "PYTHONHASHSEED" in shown
+    assert "hidden-value" not in shown
+    assert str(Path.cwd()) not in shown
+
+
+def test_orphans_and_stopped_processes_are_dead_on_return(sandbox: Sandbox, num_left: Callable[[], int]) -> None:
+    code = (
+        "import os, signal, time\nif not os.fork():\n  os.setsid()\n  if not os.fork():\n"
+        "    signal.signal(15, signal.SIG_IGN)\n    time.sleep(300)\n  os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "time.sleep(0.3)\nprint('parent done')"
+    )
+    result = run(sandbox, code)
+    assert (result.status, result.stdout.text) == ("ok", "parent done\n")
+    assert not num_left()
+
+
+def test_work_space_of_one_program_is_gone_before_the_next(sandbox: Sandbox) -> None:
+    async def play() -> list[str]:
+        first = await sandbox.run(
+            Program("open('/work/x', 'w').write('1'); open('/dev/shm/x', 'w').write('1')"), LIMITS
+        )
+        code = "import os; print(os.listdir('/work'), os.listdir('/dev/shm'), os.listdir('/tmp'))"
+        second = await sandbox.run(Program(code), LIMITS)
+        return [first.status, second.stdout.text]
+
+    assert asyncio.run(play()) == ["ok", "[] [] []\n"]
+
+
+def test_many_at_once_are_judged_as_one_alone(sandbox: Sandbox) -> None:
+    async def play() -> list[Result]:
+        code = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass\nprint('done')"
+        return list(await asyncio.gather(*(sandbox.run(Program(code), LIMITS) for _ in range(16))))
+
+    assert {(result.status, result.stdout.text) for result in asyncio.run(play())} == {("ok", "done\n")}
+
+
+def test_caller_that_gives_up_leaves_nothing_behind(sandbox: Sandbox, num_left: Callable[[], int]) -> None:
+    async def play() -> Result:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await sandbox.run(Program("import time; time.sleep(60)"), Limits())
+        deadline = time.monotonic() + 3
+        while num_left() and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        assert not num_left()
+        return await sandbox.run(Program("print('next')"), LIMITS)
+
+    started = time.monotonic()
+    assert asyncio.run(play()).stdout.text == "next\n"
+    assert time.monotonic() - started < 30
+
+
+def test_backend_keeps_to_the_protocol_and_its_probe(sandbox: Sandbox) -> None:
+    assert isinstance(sandbox, Sandbox)
+    assert asyncio.run(probe(sandbox)) == ""
+    assert {"net", "pid", "seccomp", "uid"} <= set(run(sandbox, "pass").enforced)
