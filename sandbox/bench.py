@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
+from agentflow.sandbox.groups import existing
 from agentflow.sandbox.process_tree import tree_usage
 
 _BARE = "print(6 * 7)"
@@ -105,7 +106,7 @@ def _state() -> Counter[str]:
     return Counter(
         processes=len(pids),
         mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        cgroups=sum(1 for _ in Path("/sys/fs/cgroup").glob("**/agentflow-*")),
+        cgroups=len(existing()),
         descriptors=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
         kilobytes=sum(_own_kb(pid) for pid in pids),
     )

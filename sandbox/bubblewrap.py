@@ -204,7 +204,7 @@ def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
         math.ceil(limits.cpu_s) + 1,
         limits.disk_mb << 20,
     )
-    start = ["/usr/bin/env", "PYTHONHASHSEED=0", shown_at(python), "-s", "-P", "-c", _GUEST]
+    start = ["/usr/bin/env", "PYTHONHASHSEED=0", shown_at(python), "-s", "-P", "-c", _GUEST, "/program"]
     return [*start, program.language, *map(str, numbers)]
 
 

@@ -95,6 +95,13 @@ class Group:
         (self.folders[controller] / name).write_text(str(value))
 
 
+def existing() -> list[Path]:
+    """List the groups that AgentFlow has made and not removed, those of other processes too."""
+    # Others' groups come and go while this looks around, which os.walk does not mind.
+    walk = os.walk(_MOUNT)
+    return [Path(folder, name) for folder, names, _ in walk for name in names if name.startswith(f"{_PREFIX}-")]
+
+
 def enforced(group: Group | None) -> tuple[str, ...]:
     """Name what holds for an execution in a control group, or in none."""
     how = f"cgroup{group.version}" if group is not None else "poll"

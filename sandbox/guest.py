@@ -1,7 +1,7 @@
 """What runs first inside a sandbox: read as text by the backends, and never imported.
 
 It lowers the limits that only hold when they are set in here, then becomes the program: argv is
-[language, seed, max_processes, memory_bytes, cpu_s, file_bytes].
+[path of the source, language, seed, max_processes, memory_bytes, cpu_s, file_bytes].
 """
 
 import linecache
@@ -12,7 +12,7 @@ import sys
 import traceback
 from types import TracebackType
 
-PROGRAM = "/program"
+SHOWN_AS = "program.py"
 MAX_OPEN_FILES = 256
 
 
@@ -23,7 +23,7 @@ def lower(kind: int, value: int) -> None:
 
 def main() -> None:
     """Run the program."""
-    language, *numbers = sys.argv[1:]
+    path, language, *numbers = sys.argv[1:]
     seed, max_processes, memory_bytes, cpu_s, file_bytes = map(int, numbers)
     lower(resource.RLIMIT_CORE, 0)
     lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
@@ -33,19 +33,21 @@ def main() -> None:
     # Within the user namespace only its own processes count.
     lower(resource.RLIMIT_NPROC, max_processes)
     if language == "shell":
-        os.execv("/bin/sh", ["sh", PROGRAM])  # noqa: S606
-    with open(PROGRAM, encoding="utf-8", errors="replace") as file:
+        os.execv("/bin/sh", ["sh", path])  # noqa: S606
+    with open(path, encoding="utf-8", errors="replace") as file:
         source = file.read()
     random.seed(seed)
-    sys.argv = ["program.py"]
-    linecache.cache["program.py"] = (len(source), None, source.splitlines(keepends=True), "program.py")
+    sys.argv = [SHOWN_AS]
+    linecache.cache[SHOWN_AS] = (len(source), None, source.splitlines(keepends=True), SHOWN_AS)
 
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        traceback.print_exception(kind, error, trace.tb_next.tb_next if trace and trace.tb_next else None)
+        while trace and trace.tb_frame.f_code.co_filename != SHOWN_AS:
+            trace = trace.tb_next  # what leads to the program is not its own
+        traceback.print_exception(kind, error, trace)
 
     sys.excepthook = shown
     names = {"__name__": "__main__", "__builtins__": __builtins__}
-    exec(compile(source, "program.py", "exec"), names)  # noqa: S102  this is the sandbox
+    exec(compile(source, SHOWN_AS, "exec"), names)  # noqa: S102  this is the sandbox
 
 
 main()

@@ -10,12 +10,14 @@ from pathlib import Path
 from agentflow.errors import UserError
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
+from agentflow.sandbox.docker import DockerSandbox
 from agentflow.sandbox.process import ProcessSandbox
 
 AUTO = "auto"
 BACKENDS: Mapping[str, Callable[[], Sandbox]] = {
     ProcessSandbox.name: ProcessSandbox,
     BubblewrapSandbox.name: BubblewrapSandbox,
+    DockerSandbox.name: DockerSandbox,
 }
 """The backends by name, in the order in which `auto` tries them."""
 _LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=128, disk_mb=4, max_processes=8)

@@ -1,4 +1,4 @@
-"""A system-call filter as a BPF program: it refuses what namespaces do not cover.
+"""A system-call filter, as a BPF program and as a profile for Docker: it refuses what namespaces do not cover.
 
 The list names what is denied, not what is allowed: an interpreter with native extensions uses too many calls to
 enumerate, and the namespaces carry the containment. Denied are other ways out of a namespace, calls that reach rarely
@@ -9,6 +9,7 @@ programs see or block each other through the read-only files that they share: wh
 import platform
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 from agentflow.errors import ConfigError
 
@@ -18,7 +19,7 @@ _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _JUMP_ABOVE, _RETURN = 0x20, 0x15, 0x45, 0x35
 _NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data, low words
 _NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag
 _DENIED_FAMILIES = (38, 40)  # AF_ALG, AF_VSOCK
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_TERMINAL_REQUESTS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _X32_BIT = 0x40000000
 
 _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
@@ -150,9 +151,7 @@ def bpf_filter(machine: str | None = None) -> bytes:
         ConfigError: The call numbers of the architecture are not known.
     """
     machine = machine or platform.machine()
-    if machine not in _NUMBERS:
-        raise ConfigError(f"There is no system-call filter for {machine}.", f"Known: {', '.join(_NUMBERS)}.")
-    arch, numbers = _NUMBERS[machine]
+    arch, numbers = _numbers(machine)
     program = [_step(_LOAD, _ARCH), _step(_JUMP_EQUAL, arch, jump=(1, 0)), _step(_RETURN, _KILL), _step(_LOAD, _NUMBER)]
     if machine == "x86_64":
         # The x32 numbers are a second way to every call.
@@ -165,10 +164,45 @@ def bpf_filter(machine: str | None = None) -> bytes:
     program += _on_argument(numbers["clone"], _FIRST_ARGUMENT, [(_JUMP_ANY_BIT, _NEW_NAMESPACES)])
     for name in ("socket", "socketpair"):
         program += _on_argument(numbers[name], _FIRST_ARGUMENT, [(_JUMP_EQUAL, family) for family in _DENIED_FAMILIES])
-    terminal = [(_JUMP_EQUAL, request) for request in (_TIOCSTI, _TIOCLINUX)]
+    terminal = [(_JUMP_EQUAL, request) for request in _TERMINAL_REQUESTS]
     program += _on_argument(numbers["ioctl"], _SECOND_ARGUMENT, terminal)
     program.append(_step(_RETURN, _ALLOW))
     return b"".join(program)
+
+
+def docker_profile(machine: str | None = None) -> dict[str, Any]:
+    """Return the same filter as Docker's `seccomp=` option takes it, as JSON; calls of other architectures kill.
+
+    Args:
+        machine: The architecture; None for this machine's.
+
+    Raises:
+        ConfigError: The call numbers of the architecture are not known.
+    """
+    machine = machine or platform.machine()
+    _, numbers = _numbers(machine)
+    rules = [_rule([name for name in numbers if name not in _CONDITIONAL]), _rule(["clone3"], error=_ENOSYS)]
+    bits = [1 << bit for bit in range(32) if _NEW_NAMESPACES >> bit & 1]
+    rules += [_rule(["clone"], argument=0, value=bit, mask=bit) for bit in bits]
+    rules += [_rule(["socket", "socketpair"], argument=0, value=family) for family in _DENIED_FAMILIES]
+    rules += [_rule(["ioctl"], argument=1, value=request) for request in _TERMINAL_REQUESTS]
+    architecture = f"SCMP_ARCH_{machine.upper()}"
+    return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": [architecture], "syscalls": rules}
+
+
+def _numbers(machine: str) -> tuple[int, Mapping[str, int]]:
+    if machine not in _NUMBERS:
+        raise ConfigError(f"There is no system-call filter for {machine}.", f"Known: {', '.join(_NUMBERS)}.")
+    return _NUMBERS[machine]
+
+
+def _rule(
+    names: list[str], *, error: int = _EPERM, argument: int | None = None, value: int = 0, mask: int = 0xFFFFFFFF
+) -> dict[str, Any]:
+    """Refuse calls, where an argument is given only if its masked low word has the value."""
+    test = {"index": argument, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+    tests = [] if argument is None else [test]
+    return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": error, "args": tests}
 
 
 def _on_argument(number: int, offset: int, tests: list[tuple[int, int]]) -> list[bytes]:

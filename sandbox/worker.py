@@ -19,6 +19,7 @@ MAX_OPEN_FILES = 256
 READY = "ready"
 _INODES_A_MB = 256
 _MESSAGE_BYTES = 1 << 16
+_HINT_CHARS, _MAX_HINTS = 400, 8
 _HARMLESS = namespaces.NO_SETUID | namespaces.NO_DEVICES
 
 
@@ -47,7 +48,7 @@ def become_first(start: Start) -> NoReturn:
         namespaces.die_with_parent()
         _keep_only([start.report, *start.files.values()])
         _build_place(start)
-        hints, hinting = os.pipe()
+        hints, hinting = _hint_channel()
         namespaces.set_inspectable(False)
         worker = os.fork()
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
@@ -186,9 +187,18 @@ def _tell(descriptor: int, what: Mapping[str, Any]) -> None:
     os.write(descriptor, json.dumps(what).encode() + b"\n")
 
 
+def _hint_channel() -> tuple[int, int]:
+    """Return the two ends of a one-way channel that nobody can open again through /proc to read it, as a pipe could be."""
+    reading, writing = socket.socketpair()
+    reading.shutdown(socket.SHUT_WR)
+    writing.shutdown(socket.SHUT_RD)
+    writing.setblocking(False)
+    return reading.detach(), writing.detach()
+
+
 def _hint(descriptor: int, word: str) -> None:
     try:
-        os.write(descriptor, word[:400].encode("utf-8", "replace") + b"\n")
+        os.write(descriptor, word[:_HINT_CHARS].encode("utf-8", "replace") + b"\n")
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.EPIPE, errno.EAGAIN):
             raise
@@ -198,4 +208,5 @@ def _read_now(descriptor: int) -> list[str]:
     """Read the lines that are there; the code may have kept the other end open, or written what it liked."""
     if not select.select([descriptor], [], [], 0)[0]:
         return []
-    return os.read(descriptor, _MESSAGE_BYTES).decode("utf-8", "replace").splitlines()[:8]
+    lines = os.read(descriptor, _MESSAGE_BYTES).decode("utf-8", "replace").splitlines()
+    return [line[:_HINT_CHARS] for line in lines[:_MAX_HINTS]]

@@ -259,3 +259,24 @@ def sandbox_run(
 
     limits = {"cpu_s": cpu_s, "wall_s": wall_s, "memory_mb": memory_mb}
     raise typer.Exit(sandboxes.run(file, backend=backend, limits=limits))
+
+
+@sandbox.command("image")
+def sandbox_image(
+    name: Annotated[str, typer.Option(metavar="NAME", help="What it is called.")] = "agentflow-sandbox:latest",
+    packages: Annotated[
+        list[str] | None, typer.Option("--with", metavar="PACKAGE", help="An installed package to put in; repeatable.")
+    ] = None,
+) -> None:
+    """Make the image of the docker sandbox out of this Python, and give it to the engine; nothing is downloaded."""
+    from agentflow.cli import sandboxes
+
+    sandboxes.image(name, packages or [])
+
+
+@sandbox.command("gc")
+def sandbox_gc() -> None:
+    """Remove containers of processes on this machine that have died."""
+    from agentflow.cli import sandboxes
+
+    sandboxes.gc()

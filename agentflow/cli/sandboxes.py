@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from agentflow.cli.tables import print_table
 from agentflow.errors import DataError, UserError
 from agentflow.sandbox.base import Limits, Program, Result
 from agentflow.sandbox.bench import Speed, leaves_behind, measure
+from agentflow.sandbox.docker import build_image
+from agentflow.sandbox.docker import gc as docker_gc
 from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
 
 
@@ -66,6 +68,26 @@ async def _bench(backend: str, executions: int) -> tuple[list[Speed], Mapping[st
         return speeds, await leaves_behind(sandbox, executions) if executions else {}
     finally:
         await sandbox.close()
+
+
+def image(name: str, packages: Sequence[str]) -> None:
+    """Make the image of the Docker backend.
+
+    Raises:
+        ConfigError: A package is not installed.
+        SandboxUnavailable: No engine answers.
+    """
+    typer.echo(f"{name} {build_image(name, packages)}")
+
+
+def gc() -> None:
+    """Remove what dead processes left in the Docker engine.
+
+    Raises:
+        SandboxUnavailable: No engine answers.
+    """
+    names = docker_gc()
+    typer.echo(f"{len(names)} containers removed{': ' if names else ''}{', '.join(names)}")
 
 
 async def _tried(name: str) -> tuple[str, str]:

@@ -12,15 +12,17 @@ from tests.trusted_sandbox import real_process
 
 pytestmark = [real_process, pytest.mark.skipif(os.getuid() != 0, reason="this suite runs as an ordinary user already")]
 
+_CONTRACT = "way_to_end or out_of_reach or denied or caller or orphans or work_space or many_at_once or probe"
+
 
 def test_contract_holds_for_an_ordinary_user(tmp_path: Path) -> None:
     # Another user, where it can read this interpreter and these tests; else root without a right.
     is_readable = all(map(is_public, (sys.base_prefix, sys.prefix, str(Path.cwd()))))
     stranger = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"]
     become = stranger if is_readable else ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
-    words = ["-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/integration/sandbox/test_contract.py"]
+    words = ["-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/integration/sandbox/test_process.py"]
     done = subprocess.run(
-        [*become, sys.executable, *words, "-k", "process", f"--basetemp=/tmp/agentflow-ordinary-{os.getpid()}"],
+        [*become, sys.executable, *words, "-k", _CONTRACT, f"--basetemp=/tmp/agentflow-ordinary-{os.getpid()}"],
         env={**os.environ, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,

@@ -1,10 +1,10 @@
-"""The process backend: sessions and their branches, zygotes that die or hang, the same bytes every time."""
+"""The process backend: the contract; sessions and branches, zygotes that die or hang, the same bytes every time."""
 
 import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,12 +15,28 @@ from agentflow.sandbox.base import Limits, Program, Result, Sandbox, SandboxFail
 from agentflow.sandbox.probe import open_sandbox, probe
 from agentflow.sandbox.process import ProcessSandbox
 from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.shared import SharedSandbox
 from agentflow.tools.python import Interpreter
+from tests.integration.sandbox.contract import *  # noqa: F403
+from tests.integration.sandbox.contract import LIMITS
 from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
 T = TypeVar("T")
-LIMITS = Limits(cpu_s=1.0, wall_s=4.0, memory_mb=160, disk_mb=8, max_processes=8, output_kb=4)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[SharedSandbox]:
+    shared = SharedSandbox(lambda: ProcessSandbox(1))
+    yield shared
+    asyncio.run(shared.close())
+
+
+@pytest.fixture
+def num_left(sandbox: SharedSandbox) -> Callable[[], int]:
+    asyncio.run(sandbox.run(Program("pass")))
+    before = tree_usage(os.getpid()).pids  # the zygotes
+    return lambda: len(tree_usage(os.getpid()).pids - before)
 
 
 def play(work: Callable[[ProcessSandbox], Awaitable[T]], *, concurrency: int | None = None) -> T:
@@ -33,12 +49,17 @@ def play(work: Callable[[ProcessSandbox], Awaitable[T]], *, concurrency: int | N
         finally:
             await sandbox.close()
 
-    before = tree_usage(os.getpid()).pids
+    before, groups_before = tree_usage(os.getpid()).pids, own_groups()
     try:
         return asyncio.run(played())
     finally:
         assert tree_usage(os.getpid()).pids == before
-        assert not [*Path("/sys/fs/cgroup").glob(f"**/agentflow-{os.getpid()}-*")]
+        assert groups_before == own_groups()
+
+
+def own_groups() -> set[Path]:
+    """List the control groups that this process has made."""
+    return {path for path in groups.existing() if path.name.startswith(f"agentflow-{os.getpid()}-")}
 
 
 def in_session(work: Callable[[Session], Awaitable[T]]) -> T:

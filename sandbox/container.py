@@ -1,0 +1,281 @@
+"""One container for one program: made ahead, waiting, then fed, read and ended."""
+
+import json
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentflow.sandbox.base import Limits, Program, Usage
+from agentflow.sandbox.execution import Verdict
+from agentflow.sandbox.image import PYTHON
+from agentflow.sandbox.streams import Kept
+
+_FOLDER = Path(__file__).parent
+_GUESTS = [(_FOLDER / name).read_text(encoding="utf-8") for name in ("container_guest.py", "guest.py")]
+_COMMAND = (PYTHON, "-s", "-P", "-c", *_GUESTS)
+_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/work",
+    "TMPDIR": "/work",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_OVERHEAD_MB = 16  # of the first process
+_SOURCE_SPACE_BYTES = 8 << 20
+_SHARED_MEMORY_BYTES = 1 << 20
+_MAX_OPEN_FILES = 256
+_MAX_FILES = 20_000
+_END, _TRAILER_BYTES = b"\0agentflow:", 256  # as in container_guest.py
+_TICK_S = 0.05
+_CHUNK_BYTES = 1 << 16
+_LATE_S = 5.0  # the first process judges wall time; this much later it has failed to
+_STDERR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The limits that are settled when a container is made.
+
+    Attributes:
+        memory_mb: Megabytes of memory.
+        disk_mb: Megabytes of the work space.
+        max_processes: Processes and threads at once.
+    """
+
+    memory_mb: int
+    disk_mb: int
+    max_processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What all containers of a sandbox share.
+
+    Attributes:
+        image: Their image.
+        labels: Their labels.
+        profile: Their system-call filter, as JSON.
+    """
+
+    image: str
+    labels: Mapping[str, str]
+    profile: str
+
+
+class Container:
+    """A container whose first process waits for its program.
+
+    Args:
+        api: Docker's low-level client.
+        build: What it shares with others.
+        shape: Its limits.
+        user: The number of its user, which should be no other container's.
+    """
+
+    def __init__(self, api: Any, build: Build, *, shape: Shape, user: int) -> None:
+        self._api = api
+        self.id: str = api.create_container(
+            build.image,
+            list(_COMMAND),
+            user=f"{user}:{user}",
+            environment=_ENVIRONMENT,
+            working_dir="/work",
+            hostname="sandbox",
+            network_disabled=True,
+            stdin_open=True,
+            labels=dict(build.labels),
+            host_config=_host_config(api, build, shape=shape, user=user),
+        )["Id"]
+        try:
+            attached = api.attach_socket(self.id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            self._attached = attached  # it closes the connection when it is collected
+            self._socket: socket.socket = getattr(attached, "_sock", attached)
+            api.start(self.id)
+        except Exception:
+            api.remove_container(self.id, force=True)
+            raise
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it still waits for its program: a container that is fine says nothing."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            return not selector.select(0)
+
+    def run(self, program: Program, limits: Limits, *, words: Sequence[str], stop: threading.Event) -> "_Seen":
+        """Run the program to its end, whichever that is; afterwards nothing of the container lives."""
+        seen = _Seen(limits)
+        started = time.monotonic()
+        self._exchange(_payload(program, limits, words), seen, lambda: _over(seen, limits, started=started, stop=stop))
+        seen.wall_s = time.monotonic() - started
+        if seen.ended_by:
+            self.end()
+        elif not seen.trailer:
+            seen.ended_by = "memory" if self._ran_out_of_memory() else ""
+        return seen
+
+    def end(self) -> None:
+        """Kill it, whatever it does; it removes itself."""
+        # An engine that waits for somebody to read cannot kill: hang up first.
+        self.hang_up()
+        try:
+            self._api.kill(self.id)
+        except Exception as error:
+            if getattr(error, "status_code", None) not in (404, 409):
+                raise
+
+    def hang_up(self) -> None:
+        """Close the connection; a container that waits for its program then ends by itself."""
+        self._socket.close()
+        self._attached.close()
+
+    def _exchange(self, payload: bytes, seen: "_Seen", over: Callable[[], str]) -> None:
+        """Feed and read at once until the container has said its last, or `over` names a limit."""
+        pending = memoryview(payload)
+        self._socket.setblocking(False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while not seen.ended_by:
+                events = next((events for _, events in selector.select(_TICK_S)), 0)
+                if events & selectors.EVENT_WRITE:
+                    pending = self._send(pending, selector)
+                if events & selectors.EVENT_READ and not self._receive(seen):
+                    return
+                seen.ended_by = over()
+
+    def _send(self, pending: memoryview, selector: selectors.BaseSelector) -> memoryview:
+        try:
+            pending = pending[self._socket.send(pending[:_CHUNK_BYTES]) :]
+        except BlockingIOError:
+            return pending
+        except OSError:
+            pending = memoryview(b"")  # it is gone: what it said last is still to be read
+        if not pending:
+            selector.modify(self._socket, selectors.EVENT_READ)
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                return pending
+        return pending
+
+    def _receive(self, seen: "_Seen") -> bool:
+        """Read once; whether there may be more."""
+        try:
+            data = self._socket.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        seen.add(data)
+        return bool(data)
+
+    def _ran_out_of_memory(self) -> bool:
+        """Ask the engine about a container whose first process was killed, and which is gone by now."""
+        now = int(time.time())
+        filters = {"container": self.id, "event": "oom"}
+        return any(True for _ in self._api.events(since=now - 3600, until=now + 1, filters=filters))
+
+
+class _Seen:
+    """What a container said: frames of 8 bytes of head, of which the first is the stream and the last four a length."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.ended_by = ""
+        self.wall_s = 0.0
+        self.stdout, self.stderr = Kept(limits.output_kb << 10), Kept(limits.output_kb << 10)
+        self._raw = bytearray()
+        self._held = bytearray()  # the end of stderr, which may be the first process's own word
+
+    def add(self, data: bytes) -> None:
+        """Take what was read; nothing for the end."""
+        self._raw += data
+        while len(self._raw) >= 8:
+            stream, size = struct.unpack(">B3xI", self._raw[:8])
+            if len(self._raw) < 8 + size:
+                break
+            self._add(stream, bytes(self._raw[8 : 8 + size]))
+            del self._raw[: 8 + size]
+        if not data and not self._held.startswith(_END):
+            self.stderr.add(bytes(self._held))
+
+    @property
+    def trailer(self) -> dict[str, Any]:
+        """What the first process saw; empty if it did not live to say so."""
+        told = json.loads(self._held[len(_END) :]) if self._held.startswith(_END) else {}
+        assert isinstance(told, dict), "written by container_guest.py"
+        return told
+
+    def verdict(self) -> tuple[Verdict, int | None]:
+        """Return what was seen, and the program's exit code."""
+        told = {} if self.ended_by else self.trailer
+        usage = Usage(told.get("cpu_s", 0.0), told.get("wall_s", self.wall_s), told.get("memory_mb", 0.0))
+        code = told.get("code")
+        ended_by = self.ended_by or told.get("ended_by", "") or ("memory" if told.get("oom") and code else "")
+        return Verdict(ended_by, b"", self.stdout, self.stderr, usage, survivors=False), code
+
+    def _add(self, stream: int, data: bytes) -> None:
+        if stream != _STDERR:
+            self.stdout.add(data)
+            return
+        self._held += data
+        known = max(0, len(self._held) - _TRAILER_BYTES)
+        self.stderr.add(bytes(self._held[:known]))
+        del self._held[:known]
+
+
+def _over(seen: _Seen, limits: Limits, *, started: float, stop: threading.Event) -> str:
+    if stop.is_set():
+        return "cancelled"
+    if seen.stdout.is_flood or seen.stderr.is_flood:
+        return "output_limit"
+    return "wall_timeout" if time.monotonic() - started > limits.wall_s + _LATE_S else ""
+
+
+def _payload(program: Program, limits: Limits, words: Sequence[str]) -> bytes:
+    source = program.code.encode("utf-8", "replace")
+    head = json.dumps(
+        {
+            "files": [(name, len(content)) for name, content in program.files.items()],
+            "source_bytes": len(source),
+            "words": words,
+            "cpu_s": limits.cpu_s,
+            "wall_s": limits.wall_s,
+        }
+    ).encode()
+    parts = (struct.pack(">II", program.seed % 2**32, len(head)), head, *program.files.values(), source, program.stdin)
+    return b"".join(parts)
+
+
+def _host_config(api: Any, build: Build, *, shape: Shape, user: int) -> Any:
+    own = f"rw,nosuid,nodev,uid={user},gid={user},mode=700"
+    memory = f"{shape.memory_mb + _OVERHEAD_MB}m"
+    return api.create_host_config(
+        auto_remove=True,
+        network_mode="none",
+        read_only=True,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges", f"seccomp={build.profile}"],
+        pids_limit=shape.max_processes + 1,
+        mem_limit=memory,
+        memswap_limit=memory,
+        shm_size=_SHARED_MEMORY_BYTES,
+        ipc_mode="private",
+        log_config={"type": "none", "config": {}},
+        ulimits=[
+            {"name": "nofile", "soft": _MAX_OPEN_FILES, "hard": _MAX_OPEN_FILES},
+            {"name": "core", "soft": 0, "hard": 0},
+        ],
+        tmpfs={
+            "/work": f"{own},exec,size={shape.disk_mb}m,nr_inodes={_MAX_FILES}",
+            "/program": f"{own},noexec,size={_SOURCE_SPACE_BYTES},nr_inodes=4",
+        },
+    )

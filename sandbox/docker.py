@@ -1,0 +1,290 @@
+"""The Docker backend: each program in a fresh container that was started ahead, without network and capabilities.
+
+Nothing of a container is used twice. Its first process waits for the program, judges CPU and wall time over the
+control group, and ends what the program left; should AgentFlow die, it ends by itself, and the engine removes it.
+"""
+
+import asyncio
+import json
+import math
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
+from agentflow.sandbox.container import Build, Container, Shape
+from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
+from agentflow.sandbox.seccomp import docker_profile
+
+ENFORCED = (
+    "cpu:cgroup",
+    "memory:cgroup",
+    "wall",
+    "output",
+    "disk:tmpfs",
+    "pids:cgroup",
+    "net",
+    "pid",
+    "seccomp",
+    "uid",
+)
+LABEL = "agentflow.sandbox"
+_RUN_LABEL, _OWNER_LABEL = "agentflow.run", "agentflow.owner"
+_FIRST_UID, _NUM_UIDS = 20_000, 40_000
+_MAX_SHAPES = 3
+_ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
+_ENGINE_TIMEOUT_S = 60
+_GONE_S, _GONE_TICK_S = 10.0, 0.02
+_START_TIME = 19  # the field of /proc/PID/stat after the name, counted from the state
+
+
+class DockerSandbox:
+    """Run programs in containers.
+
+    Args:
+        concurrency: Programs at once; None for one a core.
+        image: The image; it needs Python 3.11 or newer at /usr/local/bin/python3, and no entry point.
+        run_id: What its containers are labelled with, unlike those of any other sandbox; None for a random name.
+        warm: Containers that wait ahead for each shape of limits; None for as many as programs at once.
+
+    Raises:
+        SandboxUnavailable: The `docker` package is not installed, no engine answers, or the image is not there.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        concurrency: int | None = None,
+        *,
+        image: str = DEFAULT_IMAGE,
+        run_id: str | None = None,
+        warm: int | None = None,
+    ) -> None:
+        self._client = connect()
+        _ensure_image(self._client, image)
+        num_slots = concurrency or os.cpu_count() or 1
+        self.run_id = run_id or secrets.token_hex(4)
+        labels = {LABEL: "1", _RUN_LABEL: self.run_id, _OWNER_LABEL: owner_mark(os.getpid())}
+        self._slots = asyncio.Semaphore(num_slots)
+        build = Build(image, labels, json.dumps(docker_profile(self._client.info()["Architecture"])))
+        self._pool = _Pool(self._client.api, build, warm=num_slots if warm is None else warm)
+
+    async def run(self, program: Program, limits: Limits | None = None) -> Result:
+        """Run a program in a fresh container; see `Sandbox`."""
+        used = limits or Limits()
+        problem = refusal(program, used)
+        if problem:
+            return Result("refused", detail=problem, backend=self.name)
+        stop = threading.Event()
+        async with self._slots:
+            work = asyncio.ensure_future(asyncio.to_thread(self._run, program, used, stop=stop))
+            try:
+                return await asyncio.shield(work)
+            finally:
+                # A caller that no longer waits must not leave the program behind, nor take its slot along.
+                stop.set()
+                await asyncio.wait([work])
+
+    async def session(self, limits: Limits | None = None) -> Session:
+        """Refuse: every program of this backend starts afresh.
+
+        Raises:
+            SandboxUnavailable: Always.
+        """
+        raise SandboxUnavailable("The docker sandbox keeps no interpreter between programs.", "Use `run`.")
+
+    async def close(self) -> None:
+        """End the containers that wait, and see all of them gone."""
+        await asyncio.to_thread(self._pool.close)
+        deadline = time.monotonic() + _GONE_S
+        while await asyncio.to_thread(self.containers) and time.monotonic() < deadline:
+            await asyncio.sleep(_GONE_TICK_S)
+        self._client.close()
+
+    def containers(self) -> list[Any]:
+        """Return the containers of this sandbox, those that wait and those that are being removed included."""
+        return _labelled(self._client, f"{_RUN_LABEL}={self.run_id}")
+
+    def _run(self, program: Program, limits: Limits, *, stop: threading.Event) -> Result:
+        try:
+            container = self._pool.take(Shape(limits.memory_mb, limits.disk_mb, limits.max_processes))
+            try:
+                seen = container.run(program, limits, words=_words(program, limits), stop=stop)
+            finally:
+                container.hang_up()
+        except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
+            return Result("infra_error", detail=f"{type(error).__name__}: {error}"[:400], backend=self.name)
+        verdict, code = seen.verdict()
+        return verdict.result(code, backend=self.name, enforced=ENFORCED)
+
+
+class _Pool:
+    """Containers that wait for a program, by the shape of their limits.
+
+    Args:
+        api: Docker's low-level client.
+        build: What they share.
+        warm: How many wait ahead for each of the last shapes that were asked for.
+    """
+
+    def __init__(self, api: Any, build: Build, *, warm: int) -> None:
+        self._api, self._build, self._warm = api, build, warm
+        self._waiting: OrderedDict[Shape, deque[Future[Container]]] = OrderedDict()
+        self._users: list[int] = []
+        self._lock = threading.Lock()
+        self._makers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="containers")
+
+    def take(self, shape: Shape) -> Container:
+        """Return a container that waits, and have the next one made."""
+        while True:
+            future = self._next(shape)
+            container = future.result()
+            if container.is_waiting:
+                return container
+            container.hang_up()
+
+    def close(self) -> None:
+        """End all that wait, and make no more."""
+        with self._lock:
+            waiting = [future for futures in self._waiting.values() for future in futures]
+            self._waiting.clear()
+        self._makers.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            _discard(future)
+
+    def _next(self, shape: Shape) -> "Future[Container]":
+        with self._lock:
+            futures = self._waiting.setdefault(shape, deque())
+            self._waiting.move_to_end(shape)
+            old = self._waiting.popitem(last=False)[1] if len(self._waiting) > _MAX_SHAPES else ()
+            future = futures.popleft() if futures else self._makers.submit(self._make, shape)
+            while len(futures) < self._warm:
+                futures.append(self._makers.submit(self._make, shape))
+        for unused in old:
+            unused.add_done_callback(_discard)
+        return future
+
+    def _make(self, shape: Shape) -> Container:
+        # A user of its own, so that one program's processes are never another's.
+        with self._lock:
+            if not self._users:
+                first = secrets.randbelow(_NUM_UIDS)
+                self._users = [_FIRST_UID + (first + step) % _NUM_UIDS for step in range(_NUM_UIDS)]
+            user = self._users.pop()
+        return Container(self._api, self._build, shape=shape, user=user)
+
+
+def _discard(future: "Future[Container]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().end()
+
+
+def _words(program: Program, limits: Limits) -> Sequence[str]:
+    """Return the guest's arguments after the path of the source."""
+    numbers = (
+        program.seed,
+        limits.max_processes + 1,
+        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
+        math.ceil(limits.cpu_s) + 1,
+        limits.disk_mb << 20,
+    )
+    return [program.language, *map(str, numbers)]
+
+
+def connect() -> Any:
+    """Return a client of the engine that `DOCKER_HOST` names, or of the local one.
+
+    Raises:
+        SandboxUnavailable: The `docker` package is not installed, or no engine answers.
+    """
+    try:
+        import docker  # noqa: PLC0415  optional
+        from docker.errors import DockerException  # noqa: PLC0415
+    except ImportError:
+        raise SandboxUnavailable("The docker package is not installed.", "pip install 'agentflow-rl[docker]'") from None
+    try:
+        client = docker.from_env(timeout=_ENGINE_TIMEOUT_S)
+        client.ping()
+    except (DockerException, OSError) as error:
+        raise SandboxUnavailable(
+            f"No Docker engine answers: {str(error)[:200]}.",
+            "Start one (systemctl start docker), name it in DOCKER_HOST, or install it: apt-get install docker.io.",
+        ) from None
+    return client
+
+
+def build_image(name: str = DEFAULT_IMAGE, packages: Sequence[str] = ()) -> str:
+    """Make an image of this machine's own Python and give it to the engine; return its id.
+
+    Args:
+        name: Its name.
+        packages: Installed distributions to put in.
+
+    Raises:
+        ConfigError: A distribution is not installed.
+        SandboxUnavailable: No engine answers.
+    """
+    client = connect()
+    repository, _, tag = name.partition(":")
+    with tempfile.TemporaryFile() as file:
+        write_image(file, packages)
+        file.seek(0)
+        client.api.import_image_from_data(file, repository=repository, tag=tag or "latest")
+    identity = client.images.get(name).id
+    client.close()
+    return str(identity)
+
+
+def gc() -> list[str]:
+    """Remove the containers whose owners on this machine are dead, and return their names.
+
+    Raises:
+        SandboxUnavailable: No engine answers.
+    """
+    client = connect()
+    dead = [container for container in _labelled(client, LABEL) if is_dead(container.labels.get(_OWNER_LABEL, ""))]
+    for container in dead:
+        container.remove(force=True)
+    client.close()
+    return [container.name for container in dead]
+
+
+def owner_mark(pid: int) -> str:
+    """Say which process owns a container so that no other, elsewhere or later, is taken for it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    where = boot.read_text().strip() if boot.exists() else socket.gethostname()
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TIME]
+        return f"{where} {os.stat('/proc/self/ns/pid').st_ino} {pid} {started}"
+    except OSError:
+        return f"{where} 0 {pid} 0"
+
+
+def is_dead(mark: str) -> bool:
+    """Say whether the owner of a mark lived here and lives no more; an owner elsewhere is never called dead."""
+    words, own = mark.split(), owner_mark(os.getpid()).split()
+    return len(words) == len(own) and words[:2] == own[:2] and owner_mark(int(words[2])) != mark
+
+
+def _labelled(client: Any, label: str) -> list[Any]:
+    return list(client.containers.list(all=True, filters={"label": label}, ignore_removed=True))
+
+
+def _ensure_image(client: Any, image: str) -> None:
+    from docker.errors import ImageNotFound  # noqa: PLC0415  optional
+
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        raise SandboxUnavailable(
+            f"The engine has no image {image}.", "Make it of this Python: agentflow sandbox image."
+        ) from None
