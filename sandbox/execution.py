@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from agentflow.sandbox.base import Limits, Result, Status, Usage
-from agentflow.sandbox.process_tree import is_alive, tree_usage
+from agentflow.sandbox.meter import GroupMeter
+from agentflow.sandbox.process_tree import is_alive, num_files, tree_usage
 from agentflow.sandbox.streams import Kept
+from agentflow.sandbox.system import WORK
 
 _TICK_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _DYING_S = 5.0
 _SIGNAL_BASE = 128  # how a shell, and bubblewrap, report the signal that ended a program
 _TOLD_BYTES = 1 << 16
+_FILES_A_MB = 256
+_FOLDERS = (WORK, "/dev/shm")  # noqa: S108
 _WORDS: Sequence[tuple[bytes, Status]] = (
     (b"MemoryError", "memory"),
     (b"No space left on device", "disk"),
@@ -91,11 +95,19 @@ class Execution:
         status_fd: Where it tells of the program's end.
         limits: What the program may use.
         stop: Set where nobody waits any more.
+        meter: Measures its control group; None where it has none.
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", status_fd: int, *, limits: Limits, stop: threading.Event
+        self,
+        process: "subprocess.Popen[bytes]",
+        status_fd: int,
+        *,
+        limits: Limits,
+        stop: threading.Event,
+        meter: GroupMeter | None = None,
     ) -> None:
+        self._meter = meter
         self._process = process
         self._limits = limits
         self._stop = stop
@@ -136,6 +148,8 @@ class Execution:
             wall_s=time.monotonic() - started,
             memory_mb=max(self._peak_mb, used.ru_maxrss / 1024),
         )
+        if not ended_by and self._is_out_of_memory():
+            ended_by = "memory"
         if not ended_by and usage.cpu_s > self._limits.cpu_s:
             ended_by = "cpu_timeout"
         return Verdict(
@@ -199,14 +213,24 @@ class Execution:
         self._peak_mb = max(self._peak_mb, used.memory_mb)
         self._pids |= used.pids
         limits = self._limits
+        most_files = max(1024, limits.disk_mb * _FILES_A_MB)
         exceeded = {
             "cancelled": self._stop.is_set(),
-            "cpu_timeout": used.cpu_s > limits.cpu_s,
-            "memory": used.memory_mb > limits.memory_mb,
+            "memory": self._is_out_of_memory() or used.memory_mb > limits.memory_mb,
+            "cpu_timeout": self._cpu_s > limits.cpu_s,
+            "disk": any(num_files(used.pids, folder) > most_files for folder in _FOLDERS),
             "output_limit": any(kept.is_flood for kept in self._kept.values()),
             "wall_timeout": wall_s > limits.wall_s,
         }
         return next((name for name, is_so in exceeded.items() if is_so), "")
+
+    def _is_out_of_memory(self) -> bool:
+        """Ask the control group, which also knows the memory and the time of what has ended or is mapped by nobody."""
+        if self._meter is None:
+            return False
+        sample = self._meter.sample()
+        self._cpu_s = max(self._cpu_s, sample.cpu_s)
+        return sample.out_of_memory
 
     def _outlive(self) -> bool:
         """Wait for the death of what the launcher left: the kernel ends a namespace with its first process."""

@@ -2,7 +2,8 @@
 
 The list names what is denied, not what is allowed: an interpreter with native extensions uses too many calls to
 enumerate, and the namespaces carry the containment. Denied are other ways out of a namespace, calls that reach rarely
-used kernel code, and sockets that no network namespace covers (AF_VSOCK reaches the hypervisor).
+used kernel code, memory that no process maps, and sockets that no network namespace covers (AF_VSOCK reaches the
+hypervisor).
 """
 
 import platform
@@ -29,9 +30,13 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socket": 41,
             "socketpair": 53,
             "ioctl": 16,
+            "shmget": 29,
+            "semget": 64,
+            "msgget": 68,
             "ptrace": 101,
             "syslog": 103,
             "personality": 135,
+            "modify_ldt": 154,
             "pivot_root": 155,
             "chroot": 161,
             "mount": 165,
@@ -83,6 +88,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socketpair": 199,
             "ioctl": 29,
             "ptrace": 117,
+            "msgget": 186,
+            "semget": 190,
+            "shmget": 194,
             "syslog": 116,
             "personality": 92,
             "pivot_root": 41,
@@ -127,6 +135,11 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
     ),
 }
 _CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl")
+
+
+def call_numbers(machine: str | None = None) -> Mapping[str, int]:
+    """Return the numbers of the calls that the filter knows, by name; none where the architecture is not known."""
+    return _NUMBERS.get(machine or platform.machine(), (0, {}))[1]
 
 
 def bpf_filter(machine: str | None = None) -> bytes:
