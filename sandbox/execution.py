@@ -216,7 +216,7 @@ class Execution:
         most_files = max(1024, limits.disk_mb * _FILES_A_MB)
         exceeded = {
             "cancelled": self._stop.is_set(),
-            "memory": self._is_out_of_memory() or used.memory_mb > limits.memory_mb,
+            "memory": self._is_out_of_memory(used.memory_mb),
             "cpu_timeout": self._cpu_s > limits.cpu_s,
             "disk": any(num_files(used.pids, folder) > most_files for folder in _FOLDERS),
             "output_limit": any(kept.is_flood for kept in self._kept.values()),
@@ -224,10 +224,10 @@ class Execution:
         }
         return next((name for name, is_so in exceeded.items() if is_so), "")
 
-    def _is_out_of_memory(self) -> bool:
+    def _is_out_of_memory(self, resident_mb: float = 0.0) -> bool:
         """Ask the control group, which also knows the memory and the time of what has ended or is mapped by nobody."""
         if self._meter is None:
-            return False
+            return resident_mb > self._limits.memory_mb
         sample = self._meter.sample()
         self._cpu_s = max(self._cpu_s, sample.cpu_s)
         return sample.out_of_memory

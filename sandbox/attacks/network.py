@@ -85,9 +85,4 @@ ATTACKS = (
     Attack(name="network/the kernel's ciphers", code=_make("38, socket.SOCK_SEQPACKET"), judge=_holds(38)),
     Attack(name="network/raw sockets", code=_make("2, socket.SOCK_RAW, 1", "10, socket.SOCK_RAW, 58"), judge=_raw),
     Attack(name="network/packets", code=_make("17, socket.SOCK_RAW, 768", "17, socket.SOCK_DGRAM"), judge=_holds(17)),
-    Attack(
-        name="network/the hypervisor in a pair",
-        code="held = ctypes.c_long()\nwith trying(): libc.socketpair(40, 1, 0, ctypes.byref(held))\nshow()",
-        judge=_holds(40),
-    ),
 )
