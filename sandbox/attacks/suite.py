@@ -105,13 +105,16 @@ class _Field:
     def _evidence(self, results: tuple[Result, ...], seen: Seen, *, limits: Limits, **found: Any) -> Evidence:
         mark = found["mark"]
         places = (Path(self.bait.shown["folder"]), Path("/tmp"), Path("/var/tmp"), Path("/usr"))  # noqa: S108
+        planted = [place / mark for place in places if (place / mark).exists()]
+        for file in planted:
+            file.unlink()
         return Evidence(
             results=results,
             seen=seen,
             secrets=(self.bait.secret, found["left"]),
             received=bytes(self.bait.received),
             wounds=tuple(found["wounds"]),
-            planted=tuple(str(place / mark) for place in places if (place / mark).exists()),
+            planted=tuple(map(str, planted)),
             host=look(os.getpid()),
             elapsed_s=found["elapsed_s"],
             limits=limits,
