@@ -1,8 +1,9 @@
 """The bubblewrap backend: each program in namespaces of its own, on a read-only system, under a system-call filter.
 
 The command starts as a user that owns nothing: bubblewrap that is started by root leaves /proc/sys writable. Limits
-are judged from outside, over all processes of an execution together: CPU seconds, resident memory, output and wall
-time; number of processes, open files and file sizes are set inside, where only the program's own count.
+are judged from outside, over all processes of an execution together: CPU seconds, memory, number of files, output and
+wall time, the first two by a control group where this process may make some; number of processes, open files and file
+sizes are set inside, where only the program's own count.
 """
 
 import asyncio
@@ -15,13 +16,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.execution import Execution, Verdict
+from agentflow.sandbox.groups import Group, enforced
+from agentflow.sandbox.meter import GroupMeter
 from agentflow.sandbox.seccomp import bpf_filter
 from agentflow.sandbox.streams import memory_file
 from agentflow.sandbox.system import shown_at
@@ -31,7 +34,6 @@ _FIRST_UID = 20_000  # one user a slot, so that one execution's processes are ne
 _INSIDE_UID = 65_534
 _ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _SHARED_MEMORY_BYTES = 1 << 20
-ENFORCED = ("cpu:poll", "memory:poll", "wall", "output", "disk:tmpfs", "pids:rlimit", "net", "pid", "seccomp", "uid")
 _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib64")
 _SYSTEM_PYTHON = "/usr/bin/python3"
 INSTALL = "Install it: apt-get install bubblewrap."
@@ -60,6 +62,7 @@ class BubblewrapSandbox:
         self._slots: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(concurrency or os.cpu_count() or 1):
             self._slots.put_nowait(slot)
+        self._groups: dict[int, Group | None] = {}
 
     async def run(self, program: Program, limits: Limits | None = None) -> Result:
         """Run a program in a fresh place; see `Sandbox`."""
@@ -87,17 +90,27 @@ class BubblewrapSandbox:
         raise SandboxUnavailable("The bubblewrap sandbox keeps no interpreter between programs.", "Use `run`.")
 
     async def close(self) -> None:
-        """Keep nothing warm, end nothing."""
+        """Remove the control groups; nothing else is kept."""
+        groups, self._groups = self._groups, {}
+        for group in groups.values():
+            if group is not None:
+                await asyncio.to_thread(group.close)
 
     def _run(self, program: Program, limits: Limits, *, slot: int, stop: threading.Event) -> Result:
+        group = self._group(slot)
         with ExitStack() as files:
             try:
                 process = self._start(program, limits, slot=slot, files=files)
+                meter = self._join(group, process.popen.pid, limits=limits)
+                if meter is not None:
+                    files.callback(meter.close)
+                process.begin()
             except OSError as error:
                 return Result("infra_error", detail=f"bwrap does not start: {error}", backend=self.name)
             status_fd = files.enter_context(process.status)
-            verdict = Execution(process.popen, status_fd.fileno(), limits=limits, stop=stop).watch(program.stdin)
-        return _result(verdict)
+            execution = Execution(process.popen, status_fd.fileno(), limits=limits, stop=stop, meter=meter)
+            verdict = execution.watch(program.stdin)
+        return _result(verdict, enforced(group))
 
     def _start(self, program: Program, limits: Limits, *, slot: int, files: ExitStack) -> "_Started":
         shown = {f"/work/{name}": content for name, content in program.files.items()}
@@ -107,33 +120,78 @@ class BubblewrapSandbox:
         reading, writing = os.pipe()
         status = os.fdopen(reading, "rb")
         files.callback(os.close, writing)
-        words = [*_place(limits, self.python), "--ro-bind-data", str(source), "/program", "--seccomp", str(seccomp)]
+        words = [*self._place(limits), "--ro-bind-data", str(source), "/program", "--seccomp", str(seccomp)]
         for path, content_fd in given.items():
             words += ["--file", str(content_fd), path]
         words += ["--remount-ro", "/", "--json-status-fd", str(writing)]
-        arguments = files.enter_context(memory_file(b"\0".join(word.encode() for word in words)))
-        user = _FIRST_UID + slot
-        identity: dict[str, Any] = {} if os.getuid() else {"user": user, "group": user, "extra_groups": []}
-        popen = subprocess.Popen(
-            [self._command, "--args", str(arguments), "--", *_inside(program, limits, python=self.python)],
+        # bubblewrap waits for the end of this pipe, so that it starts nothing before it is in its control group.
+        arguments, telling = os.pipe()
+        files.callback(os.close, arguments)
+        words_file = files.enter_context(os.fdopen(telling, "wb"))
+        popen: Any = subprocess.Popen(
+            [self._command, "--args", str(arguments), "--", *self._inside(program, limits)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[arguments, source, seccomp, writing, *given.values()],
-            env={"PYTHONHASHSEED": "0"},  # the caller's own never gets near the program
-            cwd="/",
-            start_new_session=True,
-            **identity,
+            **self._apart(slot, [arguments, source, seccomp, writing, *given.values()]),
         )
-        return _Started(popen, status)
+        return _Started(popen, status, words_file, b"\0".join(word.encode() for word in words))
+
+    def _group(self, slot: int) -> Group | None:
+        """Return the control group of a slot, which only one program at a time has; None where there are none."""
+        if slot not in self._groups:
+            self._groups[slot] = Group.create()
+        return self._groups[slot]
+
+    def _join(self, group: Group | None, pid: int, *, limits: Limits) -> GroupMeter | None:
+        """Put a process into a control group; what measures it."""
+        if group is None:
+            return None
+        # A second line: what counts is the limit inside, which leaves out bubblewrap itself and whoever is still dying.
+        group.limit(limits.model_copy(update={"max_processes": limits.max_processes + 64}))
+        files = group.open_files()
+        for name in [name for name in files if name.startswith("join")]:
+            with os.fdopen(files.pop(name), "wb", buffering=0) as join:
+                join.write(str(pid).encode())
+        return GroupMeter(files)
+
+    def _place(self, limits: Limits) -> list[str]:
+        """Return bubblewrap's words for namespaces and the file system."""
+        return _place(limits, self.python)
+
+    def _inside(self, program: Program, limits: Limits) -> Sequence[str]:
+        """Return the command inside."""
+        return _inside(program, limits, python=self.python)
+
+    def _apart(self, slot: int, files: list[int]) -> dict[str, Any]:
+        """Return what keeps bubblewrap itself apart from this process: descriptors, environment, session, user."""
+        user = _FIRST_UID + slot
+        identity: dict[str, Any] = {} if os.getuid() else {"user": user, "group": user, "extra_groups": []}
+        environment = {"PYTHONHASHSEED": "0"}  # the caller's own never gets near the program
+        return {"pass_fds": files, "env": environment, "cwd": "/", "start_new_session": True, **identity}
 
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A command that runs, and the stream on which bubblewrap tells what becomes of it."""
+    """A command that waits for its words.
+
+    Attributes:
+        popen: The process.
+        status: Where bubblewrap tells what becomes of the program.
+        words_file: Where it reads its words.
+        words: They.
+    """
 
     popen: "subprocess.Popen[bytes]"
     status: BinaryIO
+    words_file: BinaryIO
+    words: bytes
+
+    def begin(self) -> None:
+        """Let it start the program."""
+        with suppress(BrokenPipeError):  # it has ended, which is seen soon enough
+            self.words_file.write(self.words)
+            self.words_file.close()
 
 
 def _place(limits: Limits, python: str) -> list[str]:
@@ -208,7 +266,7 @@ def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
     return [*start, program.language, *map(str, numbers)]
 
 
-def _result(verdict: Verdict) -> Result:
+def _result(verdict: Verdict, layers: tuple[str, ...]) -> Result:
     ended = [json.loads(line) for line in verdict.told.splitlines() if line.startswith(b"{")]
     code = next((told["exit-code"] for told in ended if "exit-code" in told), None)
-    return verdict.result(code, backend=BubblewrapSandbox.name, enforced=ENFORCED)
+    return verdict.result(code, backend=BubblewrapSandbox.name, enforced=layers)

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from agentflow.sandbox.base import Limits, Result, Status, Usage
-from agentflow.sandbox.meter import Sample, TreeMeter
-from agentflow.sandbox.process_tree import is_alive
+from agentflow.sandbox.meter import GroupMeter, Sample, TreeMeter
+from agentflow.sandbox.process_tree import is_alive, num_files
 from agentflow.sandbox.streams import Kept
+from agentflow.sandbox.system import WORK
 
 _TICK_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _DYING_S = 5.0
 _SIGNAL_BASE = 128  # how a shell, and bubblewrap, report the signal that ended a program
 _TOLD_BYTES = 1 << 16
+_FILES_A_MB = 256
+_FOLDERS = (WORK, "/dev/shm")  # noqa: S108
 _WORDS: Sequence[tuple[bytes, Status]] = (
     (b"MemoryError", "memory"),
     (b"No space left on device", "disk"),
@@ -92,11 +95,19 @@ class Execution:
         status_fd: Where it tells of the program's end.
         limits: What the program may use.
         stop: Set where nobody waits any more.
+        meter: Measures its control group; None where it has none.
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", status_fd: int, *, limits: Limits, stop: threading.Event
+        self,
+        process: "subprocess.Popen[bytes]",
+        status_fd: int,
+        *,
+        limits: Limits,
+        stop: threading.Event,
+        meter: GroupMeter | None = None,
     ) -> None:
+        self._group = meter
         self._process = process
         self._limits = limits
         self._stop = stop
@@ -136,6 +147,8 @@ class Execution:
             wall_s=time.monotonic() - started,
             memory_mb=max(self._used.memory_mb, used.ru_maxrss / 1024),
         )
+        if not ended_by and self._sampled().out_of_memory:
+            ended_by = "memory"
         if not ended_by and usage.cpu_s > self._limits.cpu_s:
             ended_by = "cpu_timeout"
         return Verdict(
@@ -194,16 +207,24 @@ class Execution:
 
     def _over(self, wall_s: float) -> str:
         """Name the limit that is exceeded; empty if none is."""
-        self._used = used = self._meter.sample()
-        limits = self._limits
+        used, limits = self._sampled(), self._limits
+        most_files = max(1024, limits.disk_mb * _FILES_A_MB)
         exceeded = {
             "cancelled": self._stop.is_set(),
+            "memory": used.out_of_memory or (self._group is None and used.memory_mb > limits.memory_mb),
             "cpu_timeout": used.cpu_s > limits.cpu_s,
-            "memory": used.memory_mb > limits.memory_mb,
+            "disk": any(num_files(self._meter.alive, folder) > most_files for folder in _FOLDERS),
             "output_limit": any(kept.is_flood for kept in self._kept.values()),
             "wall_timeout": wall_s > limits.wall_s,
         }
         return next((name for name, is_so in exceeded.items() if is_so), "")
+
+    def _sampled(self) -> Sample:
+        """Measure; a control group also knows the memory and the time of what has ended or is mapped by nobody."""
+        tree = self._meter.sample()
+        group = self._group.sample() if self._group is not None else tree
+        self._used = Sample(max(tree.cpu_s, group.cpu_s), tree.memory_mb, out_of_memory=group.out_of_memory)
+        return self._used
 
     def _outlive(self) -> bool:
         """Wait for the death of what the launcher left: the kernel ends a namespace with its first process."""

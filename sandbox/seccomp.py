@@ -2,8 +2,9 @@
 
 The list names what is denied, not what is allowed: an interpreter with native extensions uses too many calls to
 enumerate, and the namespaces carry the containment. Denied are other ways out of a namespace, calls that reach rarely
-used kernel code, sockets that no network namespace covers (AF_VSOCK reaches the hypervisor), and what would let
-programs see or block each other through the read-only files that they share: whole-file locks and watches.
+used kernel code, memory that no process maps, sockets that no network namespace covers (AF_VSOCK reaches the
+hypervisor), and what would let programs see or block each other through the read-only files that they share:
+whole-file locks and watches.
 """
 
 import platform
@@ -32,6 +33,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socketpair": 53,
             "ioctl": 16,
             "flock": 73,
+            "shmget": 29,
+            "semget": 64,
+            "msgget": 68,
             "ptrace": 101,
             "syslog": 103,
             "personality": 135,
@@ -95,6 +99,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "inotify_add_watch": 27,
             "fanotify_init": 262,
             "ptrace": 117,
+            "msgget": 186,
+            "semget": 190,
+            "shmget": 194,
             "syslog": 116,
             "personality": 92,
             "pivot_root": 41,
@@ -139,6 +146,11 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
     ),
 }
 _CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl")
+
+
+def call_numbers(machine: str | None = None) -> Mapping[str, int]:
+    """Return the numbers of the calls that the filter knows, by name; none where the architecture is not known."""
+    return _NUMBERS.get(machine or platform.machine(), (0, {}))[1]
 
 
 def bpf_filter(machine: str | None = None) -> bytes:

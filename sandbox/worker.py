@@ -188,7 +188,7 @@ def _tell(descriptor: int, what: Mapping[str, Any]) -> None:
 
 
 def _hint_channel() -> tuple[int, int]:
-    """Return the two ends of a one-way channel that nobody can open again through /proc to read it, as a pipe could be."""
+    """Return the ends of a one-way channel which, unlike a pipe, nobody can open again through /proc and read."""
     reading, writing = socket.socketpair()
     reading.shutdown(socket.SHUT_WR)
     writing.shutdown(socket.SHUT_RD)

@@ -244,6 +244,17 @@ def sandbox_bench(
     raise typer.Exit(0 if sandboxes.bench(backend=backend, executions=executions) else 1)
 
 
+@sandbox.command("attack")
+def sandbox_attack(
+    backend: Annotated[str, typer.Option(metavar="NAME", help="The sandbox; by default the first that works.")] = "",
+    only: Annotated[str, typer.Option(metavar="GLOB", help="Attacks by name, for example 'network/*'.")] = "*",
+) -> None:
+    """Let programs try to get out of a sandbox; exit with 1 if one does."""
+    from agentflow.cli import sandboxes
+
+    raise typer.Exit(0 if sandboxes.attack(backend=backend, only=only) else 1)
+
+
 @sandbox.command("run")
 def sandbox_run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A Python program, or a shell script *.sh.")],

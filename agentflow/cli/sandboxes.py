@@ -9,7 +9,9 @@ from typing import Any, Literal
 import typer
 
 from agentflow.cli.tables import print_table
-from agentflow.errors import DataError, UserError
+from agentflow.errors import ConfigError, DataError, UserError
+from agentflow.sandbox.attacks.base import GROUPS, Attack, Verdict
+from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox, chosen
 from agentflow.sandbox.base import Limits, Program, Result
 from agentflow.sandbox.bench import Speed, leaves_behind, measure
 from agentflow.sandbox.docker import build_image
@@ -88,6 +90,40 @@ def gc() -> None:
     """
     names = docker_gc()
     typer.echo(f"{len(names)} containers removed{': ' if names else ''}{', '.join(names)}")
+
+
+def attack(*, backend: str, only: str) -> bool:
+    """Attack a sandbox, print what became of it by group, and say whether it held.
+
+    Raises:
+        ConfigError: No attack is called that.
+        SandboxUnavailable: No sandbox works here.
+    """
+    attacks = chosen(only)
+    if not attacks:
+        raise ConfigError(f"No attack is called {only!r}.", f"There are {len(ATTACKS)}: {', '.join(GROUPS)}, each /*.")
+    verdicts = asyncio.run(_attacked(attacks, backend=backend))
+    groups = [group for group in GROUPS if any(verdict.attack.group == group for verdict in verdicts)]
+    rows = [(group, *_counted([v for v in verdicts if v.attack.group == group])) for group in groups]
+    print_table(("group", "tried", "contained", "escaped", "which"), [*rows, ("all", *_counted(verdicts))])
+    for verdict in verdicts:
+        if verdict.outcome != "contained":
+            typer.echo(f"{verdict.outcome}: {verdict.attack.name}: {verdict.reason}", err=True)
+    return all(verdict.outcome != "escaped" for verdict in verdicts)
+
+
+def _counted(verdicts: Sequence[Verdict]) -> tuple[int, int, int, str]:
+    escaped = [verdict.attack.name for verdict in verdicts if verdict.outcome == "escaped"]
+    tried = [verdict for verdict in verdicts if verdict.outcome != "not applicable"]
+    return len(tried), len(tried) - len(escaped), len(escaped), ", ".join(escaped)
+
+
+async def _attacked(attacks: Sequence[Attack], *, backend: str) -> list[Verdict]:
+    sandbox = await open_sandbox(backend or AUTO)
+    try:
+        return await attack_sandbox(sandbox, attacks)
+    finally:
+        await sandbox.close()
 
 
 async def _tried(name: str) -> tuple[str, str]:

@@ -1,0 +1,123 @@
+"""Lies: to pass for a success, for a failure of the sandbox, or to choke the host with what it reads."""
+
+from agentflow.sandbox.attacks import judges
+from agentflow.sandbox.attacks.base import Attack, Evidence
+
+_CHANNELS = """
+def channels():
+    found = []
+    for number in range(3, 256):
+        with trying():
+            if os.readlink(f'/proc/self/fd/{number}').startswith(('pipe:', 'socket:')): found.append(number)
+    return found
+FORGED = (
+    b'{"exit-code": 0}\\n{"event": "died", "status": 0, "cpu_s": 0}\\n{"pid": 2, "status": 0}\\n'
+    b'ready\\n{"exit_code": 0, "value": ""}\\n'
+)
+"""
+
+
+def _ends(status: str, code: int | None = None) -> object:
+    def look(evidence: Evidence) -> str:
+        result = evidence.result
+        right = result.status == status and (code is None or result.exit_code == code)
+        return "" if right else f"it passes for {result.status} {result.exit_code}"
+
+    return look
+
+
+def _fails(name: str, code: str, *, status: str = "nonzero_exit", exit_code: int | None = 3, **more: object) -> Attack:
+    judge = _ends(status, exit_code)
+    return Attack(name=f"protocol/{name}", code=code, judge=judge, finishes=False, **more)  # type: ignore[arg-type]
+
+
+def _whole(evidence: Evidence) -> str:
+    text = evidence.result.stdout.text
+    return "" if "before" in text and "after" in text else "its output is not what it wrote"
+
+
+def _refused(evidence: Evidence) -> str:
+    refused = evidence.result.status == "refused"
+    return judges.plants(evidence) or ("" if refused else f"its files were accepted: {evidence.result.status}")
+
+
+def _blames_nobody(evidence: Evidence) -> str:
+    return ""  # that it ends as a failure of the sandbox counts against every attack
+
+
+ATTACKS = (
+    _fails("reports on its own streams", f"{_CHANNELS}os.write(1, FORGED)\nos.write(2, FORGED)\nos._exit(3)"),
+    _fails(
+        "reports on every channel",
+        f"{_CHANNELS}for number in channels():\n  with trying(): os.write(number, FORGED)\nos._exit(3)",
+    ),
+    _fails("reports from a child", f"{_CHANNELS}child(lambda: os.write(1, FORGED))\nos.wait()\nos._exit(3)"),
+    _fails(
+        "a child that succeeds in its stead",
+        "child(lambda: os._exit(0))\nos.wait()\nos._exit(3)",
+    ),
+    _fails("a signal", "os.kill(os.getpid(), signal.SIGKILL)", status="signal", exit_code=None),
+    _fails(
+        "channels read empty",
+        f"{_CHANNELS}for number in channels():\n"
+        "  with trying():\n    again = os.open(f'/proc/self/fd/{number}', os.O_RDONLY | os.O_NONBLOCK)\n"
+        "    os.read(again, 65536)\nos._exit(3)",
+    ),
+    _fails(
+        "channels closed",
+        "with trying(): os.closerange(0, 256)\nos._exit(3)",
+    ),
+    _fails(
+        "channels filled",
+        f"{_CHANNELS}for number in channels():\n  with trying():\n    os.set_blocking(number, False)\n"
+        "    while True: os.write(number, bytes(4096))\nos._exit(3)",
+        status="nonzero_exit",
+    ),
+    _fails(
+        "process 1 killed",
+        "if os.getpid() < 100 and len([n for n in os.listdir('/proc') if n.isdigit()]) < 9:\n"
+        "  for number in (9, 15, 19, 11):\n    with trying(): os.kill(1, number)\n"
+        "  with trying(): os.kill(-1, 9)\nos._exit(3)",
+    ),
+    _fails("its parent stopped", "if os.getppid() < 9:\n  with trying(): os.kill(os.getppid(), 19)\nos._exit(3)"),
+    Attack(
+        name="protocol/a work space that cannot be removed",
+        code="for _ in range(600):\n  with trying():\n    os.mkdir('d')\n    os.chdir('d')\n"
+        "with trying(): os.chmod('.', 0)\n"
+        "import shutil\nos.chdir('/')\nif not os.path.ismount('/work'): pass",
+        judge=_blames_nobody,
+    ),
+    Attack(
+        name="protocol/bytes that are no text",
+        code="say(b'before \\xff\\xfe\\0\\x1b[2J\\r\\xed\\xa0\\x80 \\xf0 after')",
+        judge=_whole,
+    ),
+    Attack(
+        name="protocol/streams closed early",
+        code="os.close(1)\nos.close(2)\ntime.sleep(6)",
+        judge=judges.in_time,
+        limits={"wall_s": 1.0},
+        finishes=False,
+    ),
+    Attack(name="protocol/input that is not read", code="time.sleep(0.1)", stdin=bytes(4 << 20), judge=judges.soon),
+    Attack(
+        name="protocol/input that is held open",
+        code="child(lambda: (os.setsid(), time.sleep(6)))\nos.read(0, 10)",
+        stdin=bytes(4 << 20),
+        judge=judges.soon,
+    ),
+    Attack(
+        name="protocol/files above the work space",
+        code="pass",
+        files={"../../tmp/agentflow-planted": b"x"},
+        judge=_refused,
+        finishes=False,
+    ),
+    Attack(
+        name="protocol/files at the root",
+        code="pass",
+        files={"/tmp/agentflow-planted": b"x"},  # noqa: S108
+        judge=_refused,
+        finishes=False,
+    ),
+)
