@@ -22,6 +22,7 @@ help:
 
 demo: $(VENV)/.package
 	$(BIN)/agentflow train --env websearch $(ARGS)
+	$(call say,For the command agentflow itself: source $(BIN)/activate)
 
 # One thread for each worker: torch's own threads would fight each other.
 test: $(VENV)/.test
@@ -85,7 +86,7 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.package
 	$(call say,Installing the test tools)
-	@$(PIP) --editable '.[test]'
+	@$(PIP) --editable '.[test,mcp]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.package

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from agentflow.concurrency import call
 from agentflow.config import Config, suggest, validate_options
-from agentflow.errors import ConfigError, DataError
+from agentflow.errors import AgentFlowError, ConfigError, DataError
 from agentflow.messages import Message, ToolSchema
 from agentflow.spaces import AssistantMessage, Messages
 from agentflow.trajectory import Task
@@ -202,5 +202,6 @@ def _import_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ConfigError(f"{path} does not import: {type(error).__name__}: {error}.") from error
+        said = str(error) if isinstance(error, AgentFlowError) else f"{type(error).__name__}: {error}."
+        raise ConfigError(f"{path} does not import: {said}") from error
     return module

@@ -315,7 +315,8 @@ def _check_garbage(subject: _Subject) -> Iterator[Finding]:
             )
     for fault in failing.values():
         yield _error(
-            f"{fault}. Such an episode fails and teaches nothing: raise ToolError with what the policy should read."
+            f"{fault}. Such an episode fails and teaches nothing: a tool raises ToolError with what the policy should "
+            "read, and a score returns a number for whatever was answered."
         )
 
 

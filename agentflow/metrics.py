@@ -69,6 +69,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def success_interval(rates: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a success rate over tasks.
+
+    The bootstrap interval of the tasks' rates. Where every task was solved, or none was, resampling shows no variance,
+    and the exact (Clopper-Pearson) interval stands in its place.
+
+    Args:
+        rates: [N] share of each task's attempts that succeeded, N >= 1.
+
+    Raises:
+        ValueError: There are no rates.
+    """
+    low, high = bootstrap_interval(rates)
+    if low == high == 0.0:
+        return 0.0, 1.0 - _TAIL ** (1.0 / len(rates))
+    if low == high == 1.0:
+        return _TAIL ** (1.0 / len(rates)), 1.0
+    return low, high
+
+
+_TAIL = 0.025
+
+
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Return the unbiased estimate of the chance that at least one of k attempts succeeds.
 

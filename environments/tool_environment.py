@@ -16,10 +16,11 @@ A turn with tool calls is answered by their results; a message without any is th
 import asyncio
 import math
 from abc import abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import groupby
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -179,15 +180,25 @@ class ToolEnvironment(Environment):
         return (), reward, True, False, {"reward_terms": terms, "success": reward >= self.success_threshold}
 
     async def _call_all(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
-        """Run the calls of a turn: at once if every tool allows it, else one after the other."""
-        if all(call.name in self.tools and self.tools[call.name].parallel for call in calls):
-            # All of them end before the first failure counts, so that which one it is does not depend on timing.
-            outcomes = await asyncio.gather(*map(self._call, calls), return_exceptions=True)
-            broken = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            if broken:
-                raise broken[0]
-            return [outcome for outcome in outcomes if isinstance(outcome, ToolResult)]
-        return [await self._call(wanted) for wanted in calls]
+        """Run the calls of a turn in order; neighbours whose tools allow it run at once."""
+        results: list[ToolResult] = []
+        for overlap, neighbours in groupby(calls, lambda wanted: self._may_overlap(wanted.name)):
+            if overlap:
+                results += await self._call_at_once(neighbours)
+            else:
+                results += [await self._call(wanted) for wanted in neighbours]
+        return results
+
+    def _may_overlap(self, name: str) -> bool:
+        return name in self.tools and self.tools[name].parallel
+
+    async def _call_at_once(self, calls: Iterable[ToolCall]) -> list[ToolResult]:
+        # All of them end before the first failure counts, so that which one it is does not depend on timing.
+        outcomes = await asyncio.gather(*map(self._call, calls), return_exceptions=True)
+        broken = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if broken:
+            raise broken[0]
+        return [outcome for outcome in outcomes if isinstance(outcome, ToolResult)]
 
     async def _call(self, call: ToolCall) -> ToolResult:
         tool = self.tools.get(call.name)

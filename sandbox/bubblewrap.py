@@ -171,7 +171,7 @@ _ENVIRONMENT = {
 
 def _interpreter() -> str:
     """Choose an interpreter that the user of a slot, who owns nothing, can read."""
-    if all(map(_is_public, _folders(sys.executable))):
+    if all(map(is_public, _folders(sys.executable))):
         return sys.executable
     if os.access(_SYSTEM_PYTHON, os.X_OK):
         return _SYSTEM_PYTHON
@@ -187,7 +187,7 @@ def _folders(python: str) -> list[str]:
     return [folder for folder in dict.fromkeys(own) if not PurePosixPath(folder).is_relative_to("/usr")]
 
 
-def _is_public(folder: str) -> bool:
+def is_public(folder: str) -> bool:
     """Say whether every user can reach and list a folder; an ordinary user keeps its own rights inside."""
     if os.getuid():
         return True

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from agentflow.sandbox.base import Limits, Result, Status, Usage
-from agentflow.sandbox.process_tree import is_alive, tree_usage
+from agentflow.sandbox.meter import Sample, TreeMeter
+from agentflow.sandbox.process_tree import is_alive
 from agentflow.sandbox.streams import Kept
 
 _TICK_S = 0.01
@@ -103,9 +104,8 @@ class Execution:
         self._told = bytearray()
         self._selector = selectors.DefaultSelector()
         self._pending = memoryview(b"")
-        self._peak_mb = 0.0
-        self._cpu_s = 0.0
-        self._pids: set[int] = set()
+        self._meter = TreeMeter(process.pid)
+        self._used = Sample(0.0, 0.0)
         assert process.stdout is not None and process.stderr is not None, "made with pipes"
         for name, stream in (("stdout", process.stdout.fileno()), ("stderr", process.stderr.fileno())):
             self._open(stream, name)
@@ -132,9 +132,9 @@ class Execution:
             os.close(ended)
             self._close_pipes()
         usage = Usage(
-            cpu_s=max(self._cpu_s, used.ru_utime + used.ru_stime),
+            cpu_s=max(self._used.cpu_s, used.ru_utime + used.ru_stime),
             wall_s=time.monotonic() - started,
-            memory_mb=max(self._peak_mb, used.ru_maxrss / 1024),
+            memory_mb=max(self._used.memory_mb, used.ru_maxrss / 1024),
         )
         if not ended_by and usage.cpu_s > self._limits.cpu_s:
             ended_by = "cpu_timeout"
@@ -194,10 +194,7 @@ class Execution:
 
     def _over(self, wall_s: float) -> str:
         """Name the limit that is exceeded; empty if none is."""
-        used = tree_usage(self._process.pid)
-        self._cpu_s = max(self._cpu_s, used.cpu_s)
-        self._peak_mb = max(self._peak_mb, used.memory_mb)
-        self._pids |= used.pids
+        self._used = used = self._meter.sample()
         limits = self._limits
         exceeded = {
             "cancelled": self._stop.is_set(),
@@ -211,7 +208,7 @@ class Execution:
     def _outlive(self) -> bool:
         """Wait for the death of what the launcher left: the kernel ends a namespace with its first process."""
         deadline = time.monotonic() + _DYING_S
-        while any(map(is_alive, self._pids)):
+        while any(map(is_alive, self._meter.pids - {self._process.pid})):
             if time.monotonic() > deadline:
                 return True
             time.sleep(_TICK_S / 10)

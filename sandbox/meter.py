@@ -21,12 +21,14 @@ class Sample:
         memory_mb: Peak memory of all of them together, in megabytes.
         out_of_memory: Whether a process was killed for want of memory.
         out_of_processes: Whether the kernel refused a further process.
+        num_processes: How many there are, where that is not the kernel's to bound.
     """
 
     cpu_s: float
     memory_mb: float
     out_of_memory: bool = False
     out_of_processes: bool = False
+    num_processes: int = 0
 
 
 class Meter(Protocol):
@@ -92,19 +94,25 @@ class TreeMeter:
 
     interval_s = _TREE_INTERVAL_S
 
-    def __init__(self, pid: int, shared_mb: float) -> None:
+    def __init__(self, pid: int, shared_mb: float = 0.0) -> None:
         self._pid = pid
         self._shared_mb = shared_mb
         self._cpu_s = 0.0
         self._peak_mb = 0.0
+        self._own_cpu_s: dict[int, float] = {}
+        self.pids: frozenset[int] = frozenset()
+        """Every process that was ever seen."""
 
     def sample(self) -> Sample:
         """Measure."""
-        usage = tree_usage(self._pid)
-        self._peak_mb = max(self._peak_mb, usage.memory_mb - self._shared_mb * max(0, len(usage.pids) - 1))
-        # What children used that nobody waited for leaves the tree with them.
-        self._cpu_s = max(self._cpu_s, usage.cpu_s)
-        return Sample(self._cpu_s, self._peak_mb)
+        usage = tree_usage(self._pid, with_root=True)
+        num_below = len(usage.own_cpu_s) - 1
+        self._peak_mb = max(self._peak_mb, usage.memory_mb - self._shared_mb * max(0, num_below))
+        # A process that nobody waits for takes what it used out of the tree with it; what was seen of it counts.
+        self._own_cpu_s |= usage.own_cpu_s
+        self._cpu_s = max(self._cpu_s, usage.cpu_s, sum(self._own_cpu_s.values()))
+        self.pids |= usage.pids
+        return Sample(self._cpu_s, self._peak_mb, num_processes=num_below)
 
     def close(self) -> None:
         """Do nothing: /proc is no file of ours."""

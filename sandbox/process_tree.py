@@ -1,6 +1,7 @@
 """What the processes below one process use, read from /proc."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,28 +18,33 @@ class TreeUsage:
     Attributes:
         cpu_s: CPU seconds of all of them, and of those that they have waited for.
         memory_mb: Their resident memory in megabytes.
-        pids: Which they are.
+        own_cpu_s: What each of them used itself.
     """
 
     cpu_s: float
     memory_mb: float
-    pids: frozenset[int]
+    own_cpu_s: Mapping[int, float]
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Which they are."""
+        return frozenset(self.own_cpu_s)
 
 
-def tree_usage(root: int) -> TreeUsage:
+def tree_usage(root: int, *, with_root: bool = False) -> TreeUsage:
     """Add up what the descendants of a process use; one that ends meanwhile counts where it was waited for."""
     ticks, pages = 0, 0
-    pids: set[int] = set()
-    waiting = [*_children(root)]
+    own: dict[int, float] = {}
+    waiting = [root] if with_root else [*_children(root)]
     while waiting:
         pid = waiting.pop()
         fields = _stat(pid)
         if fields:
             ticks += sum(int(value) for value in fields[_USER_TICKS : _CHILD_SYSTEM_TICKS + 1])
             pages += int(fields[_RESIDENT_PAGES])
-            pids.add(pid)
+            own[pid] = (int(fields[_USER_TICKS]) + int(fields[_USER_TICKS + 1])) / _TICKS
         waiting += _children(pid)
-    return TreeUsage(ticks / _TICKS, pages * _PAGE_MB, frozenset(pids))
+    return TreeUsage(ticks / _TICKS, pages * _PAGE_MB, own)
 
 
 def is_alive(pid: int) -> bool:

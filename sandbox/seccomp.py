@@ -2,7 +2,8 @@
 
 The list names what is denied, not what is allowed: an interpreter with native extensions uses too many calls to
 enumerate, and the namespaces carry the containment. Denied are other ways out of a namespace, calls that reach rarely
-used kernel code, and sockets that no network namespace covers (AF_VSOCK reaches the hypervisor).
+used kernel code, sockets that no network namespace covers (AF_VSOCK reaches the hypervisor), and what would let
+programs see or block each other through the read-only files that they share: whole-file locks and watches.
 """
 
 import platform
@@ -29,9 +30,11 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socket": 41,
             "socketpair": 53,
             "ioctl": 16,
+            "flock": 73,
             "ptrace": 101,
             "syslog": 103,
             "personality": 135,
+            "modify_ldt": 154,
             "pivot_root": 155,
             "chroot": 161,
             "mount": 165,
@@ -47,6 +50,10 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "add_key": 248,
             "request_key": 249,
             "keyctl": 250,
+            "inotify_init": 253,
+            "inotify_add_watch": 254,
+            "inotify_init1": 294,
+            "fanotify_init": 300,
             "unshare": 272,
             "perf_event_open": 298,
             "name_to_handle_at": 303,
@@ -82,6 +89,10 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socket": 198,
             "socketpair": 199,
             "ioctl": 29,
+            "flock": 32,
+            "inotify_init1": 26,
+            "inotify_add_watch": 27,
+            "fanotify_init": 262,
             "ptrace": 117,
             "syslog": 116,
             "personality": 92,

@@ -59,6 +59,7 @@ class Child:
     report: int
     meter: Meter
     memory_mb: float
+    max_processes: int
     has_group: bool
     started_at: float
     watch: Watch | None
@@ -152,6 +153,7 @@ class Zygote:
             reading,
             meter or TreeMeter(pid, self._shared_mb),
             memory_mb=spec["memory_mb"],
+            max_processes=spec["max_processes"],
             has_group=meter is not None,
             started_at=started_at,
             watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
@@ -195,6 +197,9 @@ class Zygote:
             return "cpu_timeout"
         if sample.out_of_memory or (not child.has_group and sample.memory_mb > child.memory_mb):
             return "memory"
+        # The kernel's own limit does not hold for what is root outside.
+        if sample.num_processes > child.max_processes:
+            return "pids"
         return "wall_timeout" if time.monotonic() > watch.ends_at else ""
 
     def _stop(self, child: Child, reason: str, pid: int | None) -> None:

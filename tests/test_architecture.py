@@ -204,6 +204,8 @@ def imported(paths: list[Path]) -> set[str]:
 
 # Modules that come with another distribution, which is the one that is declared.
 PROVIDED_BY = {"pydantic_core": "pydantic", "yarl": "aiohttp"}
+# Extras that the package itself imports nothing of.
+DEV_EXTRAS = ("test", "bench")
 # Distributions that are declared although nothing imports them, and why.
 NOT_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard imports it",
@@ -220,7 +222,10 @@ def distributions(modules: set[str]) -> set[str]:
 def test_declared_dependencies_are_the_imported_ones() -> None:
     declared = {normalise(str(entry)) for entry in project()["dependencies"]}
     needed = distributions(imported(SOURCES)) | set(NOT_IMPORTED)
-    expect_none(needed - declared, "imported, but not declared in pyproject.toml")
+    extras = {name: entries for name, entries in project()["optional-dependencies"].items() if name not in DEV_EXTRAS}
+    optional = {normalise(str(entry)) for entries in extras.values() for entry in entries}
+    expect_none(needed - declared - optional, "imported, but not declared in pyproject.toml")
+    expect_none(optional - needed, "declared in an extra, but never imported")
     expect_none(declared - needed, "declared in pyproject.toml, but never imported")
 
 

@@ -5,13 +5,14 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from agentflow.sandbox.base import Limits, Output, Program, Result, Sandbox, Session
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
+from agentflow.sandbox.process import ProcessSandbox
 
 
 def namespaces_work() -> bool:
@@ -81,10 +82,15 @@ def _kept(text: bytes | None, limits: Limits) -> Output:
 
 
 def sandboxes() -> Sequence[Any]:
-    """Return what tests run over: the stand-in, and the real one where it is installed."""
-    return ("trusted", pytest.param("bubblewrap", marks=real))
+    """Return what tests run over: the stand-in, and the real ones where they run."""
+    return ("trusted", pytest.param("process", marks=real_process), pytest.param("bubblewrap", marks=real))
 
 
 def make_sandbox(name: str) -> Sandbox:
     """Return a sandbox of `sandboxes()`."""
-    return TrustedSubprocess() if name == "trusted" else BubblewrapSandbox()
+    made: dict[str, Callable[[], Sandbox]] = {
+        "trusted": TrustedSubprocess,
+        "process": ProcessSandbox,
+        "bubblewrap": BubblewrapSandbox,
+    }
+    return made[name]()

@@ -8,8 +8,10 @@ docstring (its summary and its `Args:`) describes the tool and its arguments to 
 """
 
 import asyncio
+import hashlib
 import inspect
 import json
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -25,8 +27,10 @@ from pydantic_core import CoreSchema, ErrorDetails, to_jsonable_python
 from agentflow.concurrency import call
 from agentflow.errors import ConfigError, EpisodeFailure, ToolError, ToolFailure
 from agentflow.messages import ToolSchema
+from agentflow.tools.throttle import Throttle
 
 _MAX_SHOWN_CHARS = 60
+_RETRY_WAIT_S = 0.5
 # Arguments come from a model's JSON, where a year or a page number is as likely a number as a text.
 _LAX = ConfigDict(coerce_numbers_to_str=True)
 
@@ -44,6 +48,8 @@ class Tool:
         function: The function; for a method, bound to its instance.
         timeout_s: Seconds after which a call is given up; None for no limit of its own.
         parallel: Whether calls of one turn may overlap.
+        idempotent: Whether a call that broke may be repeated: it is, once.
+        throttle: How many calls may be under way or start, over all episodes of the process.
     """
 
     name: str
@@ -52,7 +58,10 @@ class Tool:
     function: Callable[..., Any]
     timeout_s: float | None = None
     parallel: bool = False
-    _signature: TypeAdapter[dict[str, Any]] = field(kw_only=True, repr=False, compare=False)
+    idempotent: bool = False
+    throttle: Throttle = field(default_factory=Throttle, repr=False, compare=False)
+    check: Callable[[Mapping[str, Any]], dict[str, Any]] = field(kw_only=True, repr=False, compare=False)
+    """Returns the arguments as the function wants them, or raises `ToolError`."""
 
     @property
     def schema(self) -> ToolSchema:
@@ -86,20 +95,31 @@ class Tool:
         """
         if not isinstance(arguments, Mapping):
             raise ToolError("the arguments must be a JSON object")
-        try:
-            return self._signature.validate_python(dict(arguments))
-        except ValidationError as error:
-            absent = [name for name in self.parameters.get("properties", {}) if name not in arguments]
-            raise ToolError("; ".join(_describe(item, absent) for item in error.errors())) from None
+        return self.check(arguments)
 
     async def run(self, arguments: Mapping[str, Any]) -> Any:
         """Run the function on validated arguments and return its result as it is.
 
+        Waiting for a place is no part of the time that a call may take.
+
         Raises:
             ToolError: The tool says so, or it took too long.
             EpisodeFailure: The tool raised one of its kinds.
-            ToolFailure: The tool raised anything else.
+            ToolFailure: The tool raised anything else; twice, if it is idempotent.
         """
+        try:
+            return await self._attempt(arguments)
+        except ToolFailure:
+            if not self.idempotent:
+                raise
+        await asyncio.sleep(retry_wait_s(self.name, arguments))
+        return await self._attempt(arguments)
+
+    async def _attempt(self, arguments: Mapping[str, Any]) -> Any:
+        async with self.throttle.place():
+            return await self._bounded(arguments)
+
+    async def _bounded(self, arguments: Mapping[str, Any]) -> Any:
         try:
             async with asyncio.timeout(self.timeout_s) as limit:
                 return await call(self.function, **arguments)
@@ -141,7 +161,13 @@ def tool(function: Callable[..., Any], /) -> Tool: ...
 
 @overload
 def tool(
-    *, name: str | None = None, timeout_s: float | None = None, parallel: bool = False
+    *,
+    name: str | None = None,
+    timeout_s: float | None = None,
+    parallel: bool = False,
+    idempotent: bool = False,
+    max_concurrency: int | None = None,
+    rate_per_s: float | None = None,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -152,6 +178,9 @@ def tool(
     name: str | None = None,
     timeout_s: float | None = None,
     parallel: bool = False,
+    idempotent: bool = False,
+    max_concurrency: int | None = None,
+    rate_per_s: float | None = None,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a typed function, or of a method (its first parameter is `self`).
 
@@ -162,13 +191,23 @@ def tool(
         name: What the model calls it; the function's own name by default.
         timeout_s: Seconds after which a call becomes the text `timed out`.
         parallel: Let the calls of one turn overlap.
+        idempotent: Repeat a call that broke, once, after a moment: only where a call that happens twice does no harm.
+        max_concurrency: Most calls under way at once, over all episodes of the process; one given up counts no more.
+        rate_per_s: Most calls that start in a second, over all episodes of the process; evenly spaced.
 
     Raises:
-        ConfigError: A parameter has no type or one that JSON cannot carry.
+        ConfigError: A parameter has no type or one that JSON cannot carry, or a bound lets no call through.
     """
-    if function is None:
-        return partial(_make, name=name, timeout_s=timeout_s, parallel=parallel)
-    return _make(function, name=name, timeout_s=timeout_s, parallel=parallel)
+    throttle = Throttle(max_concurrency, rate_per_s)
+    make = partial(_make, name=name, timeout_s=timeout_s, parallel=parallel, idempotent=idempotent, throttle=throttle)
+    return make if function is None else make(function)
+
+
+def retry_wait_s(name: str, arguments: Mapping[str, Any]) -> float:
+    """Return the seconds before a call is repeated: 0.25 to 0.75, the same for the same call in every run."""
+    written = json.dumps(to_jsonable_python(arguments, fallback=lambda value: type(value).__name__), sort_keys=True)
+    generator = random.Random(hashlib.sha256(f"{name} {written}".encode()).digest())  # noqa: S311
+    return _RETRY_WAIT_S * (0.5 + generator.random())
 
 
 def tools_of(owner: object) -> dict[str, Tool]:
@@ -187,7 +226,30 @@ def tools_of(owner: object) -> dict[str, Tool]:
     return tools
 
 
-def _make(function: Callable[..., Any], *, name: str | None, timeout_s: float | None, parallel: bool) -> Tool:
+def join_tools(*sources: Mapping[str, Tool]) -> dict[str, Tool]:
+    """Return the tools of several sources by name.
+
+    Raises:
+        ConfigError: Two sources have a tool of the same name.
+    """
+    joined: dict[str, Tool] = {}
+    for source in sources:
+        for name, found in source.items():
+            if name in joined:
+                raise ConfigError(f"There are two tools named {name!r}.", "Rename one, or give its source a prefix.")
+            joined[name] = found
+    return joined
+
+
+def _make(
+    function: Callable[..., Any],
+    *,
+    name: str | None,
+    timeout_s: float | None,
+    parallel: bool,
+    idempotent: bool,
+    throttle: Throttle,
+) -> Tool:
     name = name or function.__name__
     signature = _signature_of(function, name)
     doc = parse_docstring(inspect.getdoc(function) or "")
@@ -202,8 +264,18 @@ def _make(function: Callable[..., Any], *, name: str | None, timeout_s: float | 
         function=function,
         timeout_s=timeout_s,
         parallel=parallel,
-        _signature=signature,
+        idempotent=idempotent,
+        throttle=throttle,
+        check=partial(_checked, signature, list(parameters["properties"])),
     )
+
+
+def _checked(signature: TypeAdapter[dict[str, Any]], names: list[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return signature.validate_python(dict(arguments))
+    except ValidationError as error:
+        absent = [name for name in names if name not in arguments]
+        raise ToolError("; ".join(_describe(item, absent) for item in error.errors())) from None
 
 
 def _signature_of(function: Callable[..., Any], name: str) -> TypeAdapter[dict[str, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentflow.environment import Split, load_tasks
-from agentflow.metrics import bootstrap_interval, mean, means_by_key, pass_at_k
+from agentflow.metrics import mean, means_by_key, pass_at_k, success_interval
 from agentflow.rollout import Collected
 from agentflow.trainers.assembly import Assembly
 from agentflow.trajectory import Group, Task, Trajectory
@@ -20,7 +20,7 @@ class Evaluation:
         num_tasks: Tasks that were posed.
         num_samples: Episodes of each.
         success: Mean success over tasks; None if nothing could be scored.
-        interval: 95 % bootstrap interval of the success, tasks resampled.
+        interval: 95 % interval of the success, see `metrics.success_interval`.
         pass_at_k: For each k up to the samples of a task, the chance that one of k episodes succeeds.
         by_key: For each key of the tasks' metadata and each of its values, the mean success and the number of tasks.
         terms: Mean over episodes of each reward term's sum over turns.
@@ -86,7 +86,7 @@ def summarise(collected: Collected, *, split: Split, num_samples: int) -> Evalua
         num_tasks=len(collected.groups),
         num_samples=num_samples,
         success=mean(rates),
-        interval=bootstrap_interval(rates, seed=0) if rates else None,
+        interval=success_interval(rates) if rates else None,
         pass_at_k={k: value for k in range(1, num_samples + 1) if (value := _pass_at(complete, k)) is not None},
         by_key=_tables(groups),
         terms=_term_means(scored),

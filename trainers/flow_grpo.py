@@ -149,6 +149,8 @@ class Trainer:
         metrics = {"iteration": iteration, **rollout_metrics(batch.groups), **reward_metrics(batch.shaped)}
         metrics |= group_metrics(batch.causes, num_kept=len(batch.kept))
         metrics |= update_metrics(stats)
+        if stats is None:
+            self._console.note(f"iteration {iteration} learned nothing: the attempts at each task all ended alike")
         metrics |= {
             "rollout/retried": batch.num_retried,
             "rollout/unpunctual": batch.num_unpunctual,

@@ -1,8 +1,9 @@
 """The configuration of a training run: each component's own options, nested."""
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from agentflow.agents.react import AgentConfig
 from agentflow.config import Config, is_changed
@@ -22,6 +23,13 @@ class EnvironmentConfig(Config):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(description="A registered name, `module:Class` or `path/to/file.py:Class`.")
+
+    @field_validator("name")
+    @classmethod
+    def _from_anywhere(cls, name: str) -> str:
+        """Keep the whole path of a file, so that a run can be continued from another folder."""
+        location, _, found = name.rpartition(":")
+        return f"{Path(location).absolute()}:{found}" if location.endswith(".py") else name
 
     @property
     def options(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ Nothing but typer is imported before a command runs, so that `--help` stays inst
 
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from typer import BadParameter, Exit
@@ -64,9 +66,9 @@ def _exit_code(error: BaseException, *, debug: bool) -> int:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     run = noted_run(error)
-    resume = f"agentflow train --resume {run}"
+    resume = f"agentflow train --resume {shlex.quote(str(run))}"
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"interrupted; resume with: {resume}" if run else "interrupted"
+        return 130, f"interrupted{_kept(run)}; resume with: {resume}" if run else "interrupted"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         error = StorageError(f"The disk is full: {error}.", "Free some space and try again.")
     if isinstance(error, _UsageError):
@@ -78,6 +80,14 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 3, f"aborted: {_one_line(str(error))}" + (f" Its folder: {run}" if run else "")
     detail = _one_line(f"{type(error).__name__}: {error}")
     return 1, f"error: this is a defect of AgentFlow: {detail} (add --debug for the traceback)"
+
+
+def _kept(run: str) -> str:
+    """Say what a run that is continued starts from."""
+    from agentflow.runs import StoredRun  # noqa: PLC0415  not before a command has run, for the sake of --help
+
+    checkpoint = StoredRun(Path(run)).latest_checkpoint()
+    return f" (kept: up to iteration {checkpoint.iteration})" if checkpoint else " (before the first checkpoint)"
 
 
 def _usage(error: Any) -> str:

@@ -1,5 +1,6 @@
 """`agentflow eval`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,10 +103,11 @@ def _stored_values(target: str) -> dict[str, Any]:
     if not Path(target, "config.yaml").is_file():
         return {"model": {"path": target}}
     run = StoredRun(Path(target))
+    stored = run.config
     checkpoint = run.latest_checkpoint()
     if checkpoint is None:
-        raise DataError(f"{target} has no checkpoint yet.", f"Continue it: agentflow train --resume {target}")
-    stored = run.config
+        resume = f"agentflow train --resume {shlex.quote(target)}"
+        raise DataError(f"{target} has no checkpoint yet.", f"Continue it: {resume}")
     if "stages" in stored:  # a run of imitation
         stored = {"env": stored["stages"][-1]["env"], "model": stored["model"], "agent": stored["agent"]}
     # The checkpoint is loaded as it is: adapters come with it, new ones would start from nothing.

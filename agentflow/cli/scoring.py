@@ -30,12 +30,24 @@ def score(path: Path, words: Sequence[str], *, as_json: bool) -> None:
         )
     stored = run.config
     shaping = load_shaping(merge_rewards(section(stored, "rewards"), section(changes, "rewards")))
+    shaping.validate_terms([*section(section(stored, "rewards"), "terms"), *_stored_terms(run)])
     rows = rescore(run, shaping, num_iterations=section(stored, "run").get("iterations", 1))
     if as_json:
         print_json({"run": str(path), "iterations": rows})
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     print_table(names, [[row.get(name) for name in names] for row in rows])
+
+
+def _stored_terms(run: StoredRun) -> set[str]:
+    return {
+        name
+        for iteration in run.rollout_iterations()
+        for group in run.groups(iteration)
+        for trajectory in group.trajectories
+        for turn in trajectory.turns
+        for name in turn.terms
+    }
 
 
 def rescore(run: StoredRun, shaping: ShapingConfig, *, num_iterations: int) -> list[dict[str, Any]]:

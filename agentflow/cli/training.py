@@ -11,10 +11,11 @@ from agentflow.cli.settings import Given, train_config
 from agentflow.cli.tables import print_table
 from agentflow.cli.words import hush_libraries, noted_run
 from agentflow.config import Option, describe, to_yaml
-from agentflow.environment import load_environment, load_tasks
+from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
 from agentflow.models import DEFAULT_STARTER, STARTER, STARTER_OF
 from agentflow.runs import StoredRun
+from agentflow.runs.storage import check_writable
 from agentflow.trainers import flow_grpo
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
@@ -41,9 +42,11 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
         return
     with open_console(config.run.iterations) as console:
         if config.model.path == STARTER and config.env.name not in STARTER_OF:
+            can_teach = load_environment(config.env.name).expert is not Environment.expert
             console.note(
                 f"No starter policy has learned to play {config.env.name}: expect little of {DEFAULT_STARTER}. "
-                "Teach it first (agentflow sft), or choose a larger model (--model)."
+                + ("Teach it first (agentflow sft), or choose" if can_teach else "Choose")
+                + " a larger model (--model)."
             )
         try:
             path = flow_grpo.train(config, console)
@@ -97,6 +100,7 @@ def _finish(path: Path) -> None:
 
 def _describe_run(config: TrainConfig) -> None:
     parts = flow_grpo.assembled(config)
+    check_writable(Path(config.run.out))
     num_tasks = len(load_tasks(parts.make_environment(), "train"))
     num_parameters = sum(parameter.numel() for parameter in parts.loaded.model.parameters())
     typer.echo(to_yaml(config))

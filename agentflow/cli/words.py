@@ -94,4 +94,5 @@ def noted_run(error: BaseException) -> str:
 def _near(word: str, known: Sequence[str]) -> str:
     near = get_close_matches(word.partition("=")[0], known, n=1)
     command = " ".join(["agentflow", *[part for part in sys.argv[1:2] if not part.startswith("-")]])
-    return f"Did you mean {near[0]}?" if near else f"`{command} --help` lists the options."
+    listed = f"`agentflow config show` lists the options of a run, `{command} --help` those of the command."
+    return f"Did you mean {near[0]}?" if near else listed

@@ -4,7 +4,6 @@ JSON values in a task's `answer` and `metadata` come back equal; a tuple in them
 that is no JSON value as its `repr`.
 """
 
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from agentflow.runs.storage import write_file
 from agentflow.trajectory import Group
 
 _GROUP = TypeAdapter(Group)
+_CHUNK_BYTES = 1 << 16
 
 
 def encode_group(group: Group) -> str:
@@ -50,11 +50,21 @@ def read_groups(path: Path) -> Iterator[Group]:
         DataError: The file is missing, damaged or not a file of groups.
     """
     try:
-        with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-            for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), 1):
-                yield _decode_line(line, f"{path} line {number}")
+        for number, line in enumerate(_lines(path), 1):
+            yield _decode_line(line, f"{path} line {number}")
     except (OSError, zstandard.ZstdError) as error:
         raise DataError(f"Cannot read the trajectories in {path}: {error}.") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    decompressor, pending = zstandard.ZstdDecompressor().decompressobj(), b""
+    with path.open("rb") as raw:
+        while chunk := raw.read(_CHUNK_BYTES):
+            *lines, pending = (pending + decompressor.decompress(chunk)).split(b"\n")
+            yield from (line.decode() for line in lines)
+    # A file that was cut is no error to the decompressor.
+    if not decompressor.eof:
+        raise DataError(f"{path} is damaged: it ends in the middle.", "Restore it, or remove it.")
 
 
 def _decode_line(line: str, where: str) -> Group:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,17 @@ def storing(path: Path) -> Iterator[None]:
         if "No space left" in str(error) or "os error 28" in str(error) or _free_bytes(path) < _FULL_BELOW_BYTES:
             raise disk_full(path) from error
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Check that a folder can be made and written, and leave everything as it was.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    with storing(path), tempfile.TemporaryDirectory(dir=existing):
+        return
 
 
 def disk_full(path: Path) -> StorageError:

@@ -204,6 +204,26 @@ def test_a_run_that_stops_itself_has_its_own_exit_code_and_a_report(
     assert (run / "report.html").exists()
 
 
+def test_a_dry_run_finds_a_folder_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a file").write_text("")
+    assert main([*small(folder), "--dry-run", "--out", f"{folder}/a file/runs"]) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_a_stored_file_that_was_cut_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "cut"
+    words = [word if word != f"{folder}/runs" else str(out) for word in small(folder, "--iterations", "1")]
+    assert main(words) == 0
+    (run,) = out.iterdir()
+    capsys.readouterr()
+    assert main(["score", str(run), "rewards.terms.nope.weight=1"]) == 2
+    assert "reports no term 'nope'" in capsys.readouterr().err
+    (stored,) = (run / "rollouts").iterdir()
+    stored.write_bytes(stored.read_bytes()[:50])
+    assert main(["score", str(run)]) == 2
+    assert f"{stored} is damaged" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
     out = folder / "interrupted"
     words = [word if word != f"{folder}/runs" else str(out) for word in small(folder, "--iterations", "500")]
@@ -220,5 +240,6 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
     assert process.returncode == 130
     (run,) = out.iterdir()
     # Python itself may add that it ignored the interrupt while it was cleaning up.
-    assert f"interrupted; resume with: agentflow train --resume {run}" in said
+    kept = max(int(path.name[-6:]) for path in (run / "checkpoints").iterdir())
+    assert f"interrupted (kept: up to iteration {kept}); resume with: agentflow train --resume {run}" in said
     assert "report.html" not in {path.name for path in run.iterdir()}

@@ -177,7 +177,7 @@ class OddlyNamed(Adder):
         (Generous, "The answer '' solves 12 of 12 tasks (the first: 'train-0')"),
         (Strict, "12 of 12 gold answers do not solve their task (the first: 'train-0': reward 0"),
         (Undeclared, "The term 'style' is not declared in reward_terms"),
-        (Fragile, "raise ToolError with what the policy should read"),
+        (Fragile, "a tool raises ToolError with what the policy should read"),
         (Repeatable, "A step after the end of the episode was answered"),
         (TwoMinded, "differs from reset and step"),
         (Opaque, "info is not JSON"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentflow.metrics import Sums, bootstrap_interval, mean, means_by_key, pass_at_k
+from agentflow.metrics import Sums, bootstrap_interval, mean, means_by_key, pass_at_k, success_interval
 
 
 def test_means_do_not_depend_on_how_the_batch_was_cut() -> None:
@@ -38,6 +38,13 @@ def test_the_interval_of_a_coin_is_the_binomial_one() -> None:
     low, high = bootstrap_interval([0.0, 1.0] * 50, seed=1)
     assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.011)  # the standard error is 0.5 / sqrt(100)
     assert high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.011)
+
+
+def test_the_interval_of_all_or_nothing_is_the_exact_one() -> None:
+    # 0.025 ** (1 / 7) = 0.5904, and the other tail is its mirror image.
+    assert success_interval([0.0] * 7) == pytest.approx((0.0, 0.4096), abs=1e-4)
+    assert success_interval([1.0] * 7) == pytest.approx((0.5904, 1.0), abs=1e-4)
+    assert success_interval([0.0, 1.0] * 50) == bootstrap_interval([0.0, 1.0] * 50)
 
 
 def test_the_interval_is_fixed_by_its_seed_and_exact_for_constants() -> None:

@@ -333,3 +333,32 @@ async def test_of_parallel_failures_the_first_call_counts():
     await relay.areset(options={"task": TEA})
     with pytest.raises(ToolFailure, match=r"0\.02"):
         await relay.astep(calling(("fail", {"after_s": 0.02}), ("fail", {"after_s": 0.0})))
+
+
+class Errands(Shop):
+    """Calls that tell when they begin and end; `walk` waits for its neighbour."""
+
+    def on_reset(self, task, rng):
+        self.log = []
+
+    @tool(parallel=True)
+    async def walk(self, name: str, seconds: float = 0.0) -> str:
+        """Walk."""
+        self.log.append(f"{name}>")
+        await asyncio.sleep(seconds)
+        self.log.append(f"<{name}")
+        return name
+
+    @tool
+    async def pay(self, name: str) -> str:
+        """Pay."""
+        self.log += [f"{name}>", f"<{name}"]
+        return name
+
+
+def test_neighbours_overlap_and_results_keep_the_order_of_the_calls():
+    errands = begin(Errands())
+    walks = [("walk", {"name": "a", "seconds": 0.05}), ("walk", {"name": "b"})]
+    result = errands.step(calling(*walks, ("pay", {"name": "c"}), ("walk", {"name": "d"})))
+    assert texts(result) == ["a", "b", "c", "d"]
+    assert errands.log == ["a>", "b>", "<b", "<a", "c>", "<c", "d>", "<d"]

@@ -48,6 +48,8 @@ def run(sandbox: SharedSandbox) -> Run:
         ("import os; os.kill(os.getpid(), 11)", "signal", {"signal": 11}),
         ("while True: pass", "cpu_timeout", {}),
         ("import os\nfor _ in range(2): os.fork()\nwhile True: pass", "cpu_timeout", {}),
+        ("import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n  if not os.fork():\n"
+         "    while time.process_time() < 0.1: pass\n    os._exit(0)\n  time.sleep(0.1)", "cpu_timeout", {}),
         ("import time; time.sleep(60)", "wall_timeout", {}),
         ("import signal, time\nfor n in range(1, 32):\n  try: signal.signal(n, signal.SIG_IGN)\n"
          "  except OSError: pass\ntime.sleep(60)", "wall_timeout", {}),
@@ -61,7 +63,7 @@ def run(sandbox: SharedSandbox) -> Run:
     ],
 )  # fmt: skip
 def test_every_way_to_end_has_its_name(run: Run, code: str, status: str, detail: dict[str, int]) -> None:
-    limits = LIMITS.model_copy(update={"wall_s": 1.0}) if status == "wall_timeout" else LIMITS
+    limits = LIMITS.model_copy(update={"wall_s": 1.0 if status == "wall_timeout" else 30.0, "cpu_s": 0.7})
     result = run(code, limits=limits)
     assert result.status == status, result
     assert {name: getattr(result, name) for name in detail} == detail
@@ -132,6 +134,7 @@ CALLS = {
     "bpf": (321, 0), "userfaultfd": (323, 0), "io_uring": (425, 1), "perf": (298, 0), "mount": (165, 0),
     "setns": (308, 0), "open_by_handle": (304, 0), "memfd": (319, 0), "process_vm_readv": (310, 1), "reboot": (169, 0),
     "add_key": (248, 0), "personality": (135, 0xFFFFFFFF), "new mount": (430, 0), "pidfd_getfd": (438, 0),
+    "flock": (73, 0), "inotify": (294, 0), "fanotify": (300, 0), "modify_ldt": (154, 0),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from agentflow.sandbox.base import Limits, Program, Result, Sandbox, SandboxFail
 from agentflow.sandbox.probe import open_sandbox, probe
 from agentflow.sandbox.process import ProcessSandbox
 from agentflow.sandbox.process_tree import tree_usage
+from agentflow.tools.python import Interpreter
 from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
@@ -229,6 +230,18 @@ def test_process_sandbox_keeps_to_the_protocol_and_is_taken_first() -> None:
         return isinstance(sandbox, Sandbox), await probe(sandbox) + chosen.name
 
     assert play(work) == (True, "process")
+
+
+def test_interpreter_tool_keeps_its_variables_until_a_cell_kills_it() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[str]:
+        async with Interpreter(sandbox, LIMITS) as interpreter:
+            cells = ("x = 6", "x * 7", "import os; os._exit(1)", "x")
+            return [await interpreter.run(cell) for cell in cells]
+
+    _, second, third, fourth = play(work)
+    assert second == "42"
+    assert third.endswith("The interpreter was started again: its variables are gone.")
+    assert fourth.endswith("NameError: name 'x' is not defined")
 
 
 def test_closed_sandbox_starts_again() -> None:
