@@ -1,4 +1,4 @@
-"""`agentflow sandbox doctor`, `run`, `image` and `gc`."""
+"""`agentflow sandbox doctor`, `run`, `serve`, `image` and `gc`."""
 
 import asyncio
 import sys
