@@ -33,6 +33,7 @@ from tests.integration.sandbox.contract import (  # noqa: F401
     test_caller_that_gives_up_leaves_nothing_behind,
     test_every_way_to_end_has_its_name,
     test_files_outside_the_work_space_are_refused,
+    test_input_that_nobody_reads_and_many_bytes_of_files,
     test_long_output_keeps_its_ends,
     test_same_seed_gives_the_same_bytes,
     test_streams_input_files_and_traceback,
