@@ -7,7 +7,7 @@ used kernel code, and sockets that no network namespace covers (AF_VSOCK reaches
 
 import platform
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentflow.errors import ConfigError
@@ -33,6 +33,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "ptrace": 101,
             "syslog": 103,
             "personality": 135,
+            "setpriority": 141,
+            "sched_setparam": 142,
+            "sched_setscheduler": 144,
             "pivot_root": 155,
             "chroot": 161,
             "mount": 165,
@@ -58,6 +61,7 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "prlimit64": 302,
             "kcmp": 312,
             "finit_module": 313,
+            "sched_setattr": 314,
             "memfd_create": 319,
             "kexec_file_load": 320,
             "bpf": 321,
@@ -87,6 +91,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "ptrace": 117,
             "syslog": 116,
             "personality": 92,
+            "setpriority": 140,
+            "sched_setparam": 118,
+            "sched_setscheduler": 119,
             "pivot_root": 41,
             "chroot": 51,
             "mount": 40,
@@ -110,6 +117,7 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "prlimit64": 261,
             "kcmp": 272,
             "finit_module": 273,
+            "sched_setattr": 274,
             "memfd_create": 279,
             "kexec_file_load": 294,
             "bpf": 280,
@@ -129,7 +137,16 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
         },
     ),
 }
-_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl", "prlimit64")
+# These arguments are 0 for the caller itself. A process of the same user may otherwise change anybody's limits and
+# turns: with them falls, or sleeps, the one that judges the rest.
+_OWN_ONLY: Mapping[str, Sequence[int]] = {
+    "prlimit64": (0,),
+    "sched_setparam": (0,),
+    "sched_setscheduler": (0,),
+    "sched_setattr": (0,),
+    "setpriority": (0, 1),
+}
+_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl", *_OWN_ONLY)
 
 
 def bpf_filter(machine: str | None = None) -> bytes:
@@ -157,8 +174,9 @@ def bpf_filter(machine: str | None = None) -> bytes:
         program += _on_argument(numbers[name], _FIRST_ARGUMENT, [(_JUMP_EQUAL, family) for family in _DENIED_FAMILIES])
     terminal = [(_JUMP_EQUAL, request) for request in _TERMINAL_REQUESTS]
     program += _on_argument(numbers["ioctl"], _SECOND_ARGUMENT, terminal)
-    # The limits of a process of the same user are anybody's to change: with them falls the one that judges the rest.
-    program += _on_argument(numbers["prlimit64"], _FIRST_ARGUMENT, [(_JUMP_ABOVE, 1)])
+    for name, arguments in _OWN_ONLY.items():
+        for argument in arguments:
+            program += _on_argument(numbers[name], (_FIRST_ARGUMENT, _SECOND_ARGUMENT)[argument], [(_JUMP_ABOVE, 1)])
     program.append(_step(_RETURN, _ALLOW))
     return b"".join(program)
 
@@ -179,7 +197,9 @@ def docker_profile(machine: str | None = None) -> dict[str, Any]:
     rules += [_rule(["clone"], argument=0, value=bit, mask=bit) for bit in bits]
     rules += [_rule(["socket", "socketpair"], argument=0, value=family) for family in _DENIED_FAMILIES]
     rules += [_rule(["ioctl"], argument=1, value=request) for request in _TERMINAL_REQUESTS]
-    rules += [_rule(["prlimit64"], argument=0, value=bit, mask=bit) for bit in (1 << bit for bit in range(32))]
+    words = [1 << bit for bit in range(32)]
+    for name, arguments in _OWN_ONLY.items():
+        rules += [_rule([name], argument=argument, value=bit, mask=bit) for argument in arguments for bit in words]
     architecture = f"SCMP_ARCH_{machine.upper()}"
     return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": [architecture], "syscalls": rules}
 

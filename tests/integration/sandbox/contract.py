@@ -114,6 +114,8 @@ READS = {
     "more processes": "__import__('resource').setrlimit(6, (4096, 4096))",
     "limits of the first process": "__import__('resource').prlimit(1, 0, (0, 0))",
     "limits of its own process by number": "__import__('resource').prlimit(__import__('os').getpid(), 0, (9, 9))",
+    "turns of the first process": "__import__('os').sched_setscheduler(1, 5, __import__('os').sched_param(0))",
+    "turns of all of its user": "__import__('os').setpriority(2, 0, 19)",
     "shared memory beyond its size": "open('/dev/shm/x', 'wb').write(b'x' * (4 << 20))",
     "descriptors of the host": "[__import__('os').fstat(fd) for fd in range(3, 40)]",
     "internet": "__import__('socket').create_connection(('1.1.1.1', 53), timeout=1)",
