@@ -115,7 +115,13 @@ class Container:
         """Run the program to its end, whichever that is; afterwards nothing of the container lives."""
         seen = _Seen(limits)
         started = time.monotonic()
-        self._exchange(_payload(program, limits, words), seen, lambda: _over(seen, limits, started=started, stop=stop))
+        try:
+            self._exchange(
+                _payload(program, limits, words), seen, lambda: _over(seen, limits, started=started, stop=stop)
+            )
+        except BaseException:
+            self.end()
+            raise
         seen.wall_s = time.monotonic() - started
         if seen.ended_by:
             self.end()

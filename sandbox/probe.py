@@ -11,6 +11,7 @@ from agentflow.errors import UserError
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.docker import DockerSandbox
+from agentflow.sandbox.http_client import HttpSandbox
 from agentflow.sandbox.process import ProcessSandbox
 
 AUTO = "auto"
@@ -50,13 +51,17 @@ async def open_sandbox(name: str = AUTO) -> Sandbox:
     """Open a backend that has just been seen to work.
 
     Args:
-        name: A name of `BACKENDS`, or `auto` for the first that works; nothing weaker is ever taken instead.
+        name: A name of `BACKENDS`, or `auto` for the first that works; nothing weaker is ever taken instead. An
+            address `http://...` or `https://...` is a server of sandboxes, which answers for what it contains.
 
     Raises:
+        ConfigError: An address is none.
         SandboxUnavailable: It does not work here, or there is no such backend; with each reason and its remedy.
     """
+    if name.startswith(("http://", "https://")):
+        return await _open_server(name)
     if name != AUTO and name not in BACKENDS:
-        raise SandboxUnavailable(f"There is no sandbox {name!r}.", f"Known: {AUTO}, {', '.join(BACKENDS)}.")
+        raise SandboxUnavailable(f"There is no sandbox {name!r}.", f"Known: {AUTO}, {', '.join(BACKENDS)}, http://...")
     reasons = []
     for candidate in BACKENDS if name == AUTO else (name,):
         try:
@@ -70,6 +75,18 @@ async def open_sandbox(name: str = AUTO) -> Sandbox:
         await sandbox.close()
         reasons.append(f"{candidate}: {problem}")
     raise SandboxUnavailable(f"No sandbox works here. {' '.join(reasons)}", _HINT)
+
+
+async def _open_server(url: str) -> Sandbox:
+    sandbox = HttpSandbox(url)
+    result = await sandbox.run(Program("print(6 * 7)"), _LIMITS)
+    if result.stdout.text != "42\n":
+        await sandbox.close()
+        reason = f"{result.status}: {(result.detail or result.stderr.text).strip()[-300:]}"
+        raise SandboxUnavailable(
+            f"The sandbox server runs no programs ({reason}).", "Start one: agentflow sandbox serve."
+        )
+    return sandbox
 
 
 async def probe(sandbox: Sandbox) -> str:

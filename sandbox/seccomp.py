@@ -9,7 +9,7 @@ whole-file locks and watches.
 
 import platform
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentflow.errors import ConfigError
@@ -40,6 +40,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "syslog": 103,
             "personality": 135,
             "modify_ldt": 154,
+            "setpriority": 141,
+            "sched_setparam": 142,
+            "sched_setscheduler": 144,
             "pivot_root": 155,
             "chroot": 161,
             "mount": 165,
@@ -66,8 +69,10 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "setns": 308,
             "process_vm_readv": 310,
             "process_vm_writev": 311,
+            "prlimit64": 302,
             "kcmp": 312,
             "finit_module": 313,
+            "sched_setattr": 314,
             "memfd_create": 319,
             "kexec_file_load": 320,
             "bpf": 321,
@@ -104,6 +109,9 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "shmget": 194,
             "syslog": 116,
             "personality": 92,
+            "setpriority": 140,
+            "sched_setparam": 118,
+            "sched_setscheduler": 119,
             "pivot_root": 41,
             "chroot": 51,
             "mount": 40,
@@ -124,8 +132,10 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "setns": 268,
             "process_vm_readv": 270,
             "process_vm_writev": 271,
+            "prlimit64": 261,
             "kcmp": 272,
             "finit_module": 273,
+            "sched_setattr": 274,
             "memfd_create": 279,
             "kexec_file_load": 294,
             "bpf": 280,
@@ -145,7 +155,16 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
         },
     ),
 }
-_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl")
+# These arguments are 0 for the caller itself. A process of the same user may otherwise change anybody's limits and
+# turns: with them falls, or sleeps, the one that judges the rest.
+_OWN_ONLY: Mapping[str, Sequence[int]] = {
+    "prlimit64": (0,),
+    "sched_setparam": (0,),
+    "sched_setscheduler": (0,),
+    "sched_setattr": (0,),
+    "setpriority": (0, 1),
+}
+_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl", *_OWN_ONLY)
 
 
 def call_numbers(machine: str | None = None) -> Mapping[str, int]:
@@ -178,6 +197,9 @@ def bpf_filter(machine: str | None = None) -> bytes:
         program += _on_argument(numbers[name], _FIRST_ARGUMENT, [(_JUMP_EQUAL, family) for family in _DENIED_FAMILIES])
     terminal = [(_JUMP_EQUAL, request) for request in _TERMINAL_REQUESTS]
     program += _on_argument(numbers["ioctl"], _SECOND_ARGUMENT, terminal)
+    for name, arguments in _OWN_ONLY.items():
+        for argument in arguments:
+            program += _on_argument(numbers[name], (_FIRST_ARGUMENT, _SECOND_ARGUMENT)[argument], [(_JUMP_ABOVE, 1)])
     program.append(_step(_RETURN, _ALLOW))
     return b"".join(program)
 
@@ -198,6 +220,9 @@ def docker_profile(machine: str | None = None) -> dict[str, Any]:
     rules += [_rule(["clone"], argument=0, value=bit, mask=bit) for bit in bits]
     rules += [_rule(["socket", "socketpair"], argument=0, value=family) for family in _DENIED_FAMILIES]
     rules += [_rule(["ioctl"], argument=1, value=request) for request in _TERMINAL_REQUESTS]
+    words = [1 << bit for bit in range(32)]
+    for name, arguments in _OWN_ONLY.items():
+        rules += [_rule([name], argument=argument, value=bit, mask=bit) for argument in arguments for bit in words]
     architecture = f"SCMP_ARCH_{machine.upper()}"
     return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": [architecture], "syscalls": rules}
 

@@ -272,6 +272,22 @@ def sandbox_run(
     raise typer.Exit(sandboxes.run(file, backend=backend, limits=limits))
 
 
+@sandbox.command("serve")
+def sandbox_serve(
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="The sandbox; by default the first that works.")
+    ] = "auto",
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="The address; others than this machine's take AGENTFLOW_SANDBOX_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT", help="The port to listen on.")] = 8080,
+) -> None:
+    """Run programs for others: POST /run_code, as SandboxFusion speaks it."""
+    from agentflow.sandbox.http_server import serve
+
+    serve(backend, host, port=port)
+
+
 @sandbox.command("image")
 def sandbox_image(
     name: Annotated[str, typer.Option(metavar="NAME", help="What it is called.")] = "agentflow-sandbox:latest",

@@ -68,6 +68,16 @@ def test_streams_input_files_and_traceback(sandbox: Sandbox) -> None:
     assert run(sandbox, "cat; echo $HOME", stdin=b"x", language="shell").stdout.text == "x/work\n"
 
 
+def test_input_that_nobody_reads_and_many_bytes_of_files(sandbox: Sandbox) -> None:
+    assert run(sandbox, "print('done')", stdin=b"x" * (4 << 20)).stdout.text == "done\n"
+    files = {f"{name}/data": bytes([name]) * (1 << 20) for name in range(6)}
+    code = (
+        "import sys\nprint(len(sys.stdin.buffer.read()), end='')\n"
+        "for n in range(6): print('', open(f'{n}/data', 'rb').read() == bytes([n]) * 2**20, end='')"
+    )
+    assert run(sandbox, code, stdin=b"x" * (4 << 20), files=files).stdout.text == "4194304" + " True" * 6
+
+
 def test_long_output_keeps_its_ends(sandbox: Sandbox) -> None:
     output = run(sandbox, "print('a' * 9000 + 'z')").stdout
     assert output.num_bytes == 9002
@@ -105,6 +115,10 @@ READS = {
     "signal to pid 1 does nothing": "__import__('os').kill(1, 9); __import__('time').sleep(0.05); raise OSError",
     "more open files": "__import__('resource').setrlimit(7, (4096, 4096))",
     "more processes": "__import__('resource').setrlimit(6, (4096, 4096))",
+    "limits of the first process": "__import__('resource').prlimit(1, 0, (0, 0))",
+    "limits of its own process by number": "__import__('resource').prlimit(__import__('os').getpid(), 0, (9, 9))",
+    "turns of the first process": "__import__('os').sched_setscheduler(1, 5, __import__('os').sched_param(0))",
+    "turns of all of its user": "__import__('os').setpriority(2, 0, 19)",
     "shared memory beyond its size": "open('/dev/shm/x', 'wb').write(b'x' * (16 << 20))",
     "descriptors of the host": "[__import__('os').fstat(fd) for fd in range(3, 40)]",
     "internet": "__import__('socket').create_connection(('1.1.1.1', 53), timeout=1)",

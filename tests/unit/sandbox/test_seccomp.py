@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentflow.errors import ConfigError
-from agentflow.sandbox.seccomp import _NUMBERS, bpf_filter, docker_profile
+from agentflow.sandbox.seccomp import _NUMBERS, _OWN_ONLY, bpf_filter, docker_profile
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 CALLS = [
@@ -20,6 +20,8 @@ CALLS = [
     ("clone", (0x10000000 | 17, 0)),
     *((name, (family, 1)) for name in ("socket", "socketpair") for family in (1, 2, 10, 16, 38, 40)),
     *(("ioctl", (0, request)) for request in (0x5401, 0x5412, 0x541C)),
+    *((name, (pid, 7)) for name in _OWN_ONLY for pid in (0, 1, 2, 4096, 0xFFFFFFFF)),
+    *(("setpriority", (which, who)) for which in (0, 1, 2) for who in (0, 1, 4096)),
     *((name, (0, 0)) for name in ("ptrace", "clone3", "mount", "bpf", "read", "memfd_create")),
 ]
 
@@ -63,6 +65,9 @@ def test_agreement_is_about_something() -> None:
     assert profile_verdict("socket", (40, 1)) == EPERM
     assert profile_verdict("socket", (2, 1)) == ALLOW
     assert profile_verdict("clone", (0x10000000, 0)) == EPERM
+    assert profile_verdict("prlimit64", (1, 0)) == EPERM
+    assert profile_verdict("setpriority", (2, 0)) == profile_verdict("setpriority", (0, 1)) == EPERM
+    assert profile_verdict("setpriority", (0, 0)) == ALLOW
     assert profile_verdict("clone3", (0, 0)) == ENOSYS
 
 
