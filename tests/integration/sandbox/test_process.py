@@ -177,8 +177,9 @@ def test_zygote_that_dies_or_hangs_is_no_verdict(number: int, monkeypatch: pytes
     monkeypatch.setattr(process, "_LOST_S", 0.5)
 
     async def work(sandbox: ProcessSandbox) -> tuple[Result, Result]:
+        others = tree_usage(os.getpid()).pids
         await sandbox.run(Program("pass"), LIMITS)
-        zygote = min(tree_usage(os.getpid()).pids)
+        (zygote,) = tree_usage(os.getpid()).pids - others
         short = LIMITS.model_copy(update={"wall_s": 1.0})
         running = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(0.8)"), short))
         await asyncio.sleep(0.2)
@@ -195,14 +196,16 @@ def test_zygote_that_dies_or_hangs_is_no_verdict(number: int, monkeypatch: pytes
 def test_zygote_that_dies_or_hangs_under_a_session_is_no_verdict(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "_LOST_S", 0.5)
 
-    async def work(session: Session) -> tuple[Result, Result]:
-        zygote = min(tree_usage(os.getpid()).pids)
-        running = asyncio.ensure_future(session.exec("import time; time.sleep(60)", limits=Limits(wall_s=1.0)))
-        await asyncio.sleep(0.2)
-        os.kill(zygote, number)
-        return await running, await session.exec("1")
+    async def work(sandbox: ProcessSandbox) -> tuple[Result, Result]:
+        others = tree_usage(os.getpid()).pids
+        async with await sandbox.session(LIMITS) as session:
+            zygote = min(tree_usage(os.getpid()).pids - others)
+            running = asyncio.ensure_future(session.exec("import time; time.sleep(60)", limits=Limits(wall_s=1.0)))
+            await asyncio.sleep(0.2)
+            os.kill(zygote, number)
+            return await running, await session.exec("1")
 
-    first, second = in_session(work)
+    first, second = play(work)
     assert (first.status, second.status) == ("infra_error", "refused")
 
 
