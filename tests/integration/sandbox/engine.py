@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import docker
 import pytest
@@ -23,7 +24,7 @@ _WORDS = """
 _START_S = 60.0
 
 
-def why_not() -> str:
+def _why_not() -> str:
     """Install an engine where that may be done, and say why none can be started; empty if one can."""
     if os.getuid():
         return "starting a Docker engine takes root"
@@ -41,15 +42,31 @@ def why_not() -> str:
 def shared_engine() -> Iterator[str]:
     """Yield the address of an engine that all workers of a test run share: the first starts it, the last ends it."""
     folder = Path(tempfile.gettempdir(), f"agentflow-{os.environ.get('PYTEST_XDIST_TESTRUNUID', secrets.token_hex(8))}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / "users").open("w") as users:
-        fcntl.flock(users, fcntl.LOCK_EX)
+    with _joined(folder) as users:
+        reason = _why_not()
+        if reason:
+            shutil.rmtree(folder, ignore_errors=True)
+            pytest.skip(f"THE DOCKER BACKEND IS NOT TESTED: {reason}")
         address = _start(folder)
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
             yield address
         finally:
             _end_if_last(folder, users.fileno())
+
+
+def _joined(folder: Path) -> IO[str]:
+    """Open and lock the file whose locks are the engine's users; again if the last user removed it meanwhile."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            users = (folder / "users").open("w")
+            fcntl.flock(users, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(users.fileno()), os.stat(folder / "users")):
+                return users
+            users.close()
+        except FileNotFoundError:
+            continue
 
 
 def _start(folder: Path) -> str:
