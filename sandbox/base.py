@@ -138,6 +138,11 @@ class Result:
     enforced: tuple[str, ...] = ()
 
 
+def max_files(disk_mb: int) -> int:
+    """Return how many files a work space may hold."""
+    return max(1024, 256 * disk_mb)
+
+
 def refusal(program: Program, limits: Limits) -> str:
     """Say why a program is not started; empty if nothing speaks against it."""
     if len(program.code) > MAX_SOURCE_BYTES:

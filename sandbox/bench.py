@@ -5,18 +5,23 @@ Rounds alternate between what is compared, so that a busy machine slows all of i
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from statistics import median, quantiles
 
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
+from agentflow.sandbox.docker import LABEL, OWNER_LABEL, connect, owner_mark
 from agentflow.sandbox.groups import existing
+from agentflow.sandbox.image import DEFAULT_IMAGE
 from agentflow.sandbox.process_tree import tree_usage
 
 _BARE = "print(6 * 7)"
@@ -57,22 +62,67 @@ class Speed:
 
 
 async def measure(sandbox: Sandbox) -> list[Speed]:
-    """Compare a sandbox with the plain interpreter, with and without imports, and time the cells of a session."""
-    speeds = []
-    for code, what, numbers in ((_BARE, "", (60, 120)), (_HEAVY, ", numpy and sympy", (4, 60))):
-        await asyncio.gather(*(_run(sandbox, code) for _ in range(2 * (os.cpu_count() or 1))))
-        runs: Sequence[Run] = (partial(_plain, code), partial(_run, sandbox, code))
-        rates: list[list[float]] = [[], []]
-        times: list[list[float]] = [[], []]
-        for _ in range(_ROUNDS):
-            for kind, (run, number) in enumerate(zip(runs, numbers, strict=True)):
-                started = time.perf_counter()
-                times[kind] += await _at_once(run, number)
-                rates[kind].append(number / (time.perf_counter() - started))
-        ratio = median(inside / plain for plain, inside in zip(*rates, strict=True))
-        for kind, name in enumerate(("plain python", sandbox.name)):
-            speeds.append(_speed(name + what, median(rates[kind]), times[kind], of_plain=ratio if kind else None))
+    """Compare a sandbox with the plain interpreter, with and without imports, and time the cells of a session.
+
+    Where Docker, its command and AgentFlow's image are at hand, `docker exec` in a running container is compared too.
+    """
+    plain = (sys.executable, "-I", "-c")
+    with _container() as run_there:
+        kinds: dict[str, tuple[Run, int]] = {
+            "plain python": (partial(_started, *plain, _BARE), 60),
+            sandbox.name: (partial(_run, sandbox, _BARE), 120),
+        }
+        if run_there is not None:
+            kinds["docker exec"] = (partial(run_there, _BARE), 8)
+        speeds = await _compared(kinds)
+    # The interpreter of a sandbox need not be this one.
+    if (await sandbox.run(Program(_HEAVY), _LIMITS)).status == "ok":
+        speeds += await _compared(
+            {
+                "plain python, numpy and sympy": (partial(_started, *plain, _HEAVY), 4),
+                f"{sandbox.name}, numpy and sympy": (partial(_run, sandbox, _HEAVY), 60),
+            }
+        )
     return [*speeds, *await _cells(sandbox)]
+
+
+async def _compared(kinds: Mapping[str, tuple[Run, int]]) -> list[Speed]:
+    """Run each kind as often as it says, in alternating rounds; the first is the yardstick."""
+    for run, _ in kinds.values():
+        await _at_once(run, 2 * (os.cpu_count() or 1))
+    rates: dict[str, list[float]] = {name: [] for name in kinds}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(_ROUNDS):
+        for name, (run, number) in kinds.items():
+            started = time.perf_counter()
+            times[name] += await _at_once(run, number)
+            rates[name].append(number / (time.perf_counter() - started))
+    plain, *_ = rates
+    ratios = {name: median(map(truediv, rates[name], rates[plain])) for name in kinds if name != plain}
+    return [_speed(name, median(rates[name]), times[name], of_plain=ratios.get(name)) for name in kinds]
+
+
+@contextmanager
+def _container() -> Iterator[Callable[[str], Awaitable[None]] | None]:
+    """Yield what runs a program by `docker exec` in a container of AgentFlow's image; None without engine or image."""
+    command = shutil.which("docker")
+    if command is None:
+        yield None
+        return
+    try:
+        client = connect()
+        image = client.images.get(DEFAULT_IMAGE)
+    except Exception:  # noqa: BLE001  whatever keeps Docker from being compared, the rest is measured
+        yield None
+        return
+    idle = ["/usr/local/bin/python3", "-c", "import time; time.sleep(3600)"]
+    labels = {LABEL: "1", OWNER_LABEL: owner_mark(os.getpid())}
+    container = client.containers.run(image, idle, detach=True, network_mode="none", labels=labels)
+
+    try:
+        yield partial(_started, command, "exec", container.id, "/usr/local/bin/python3", "-I", "-c")
+    finally:
+        container.remove(force=True)
 
 
 async def leaves_behind(sandbox: Sandbox, executions: int) -> Mapping[str, int]:
@@ -117,8 +167,7 @@ def _own_kb(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty:", "Swap:")))
 
 
-async def _plain(code: str) -> None:
-    words = [sys.executable, "-I", "-c", code]
+async def _started(*words: str) -> None:
     process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
     stdout, _ = await process.communicate()
     assert stdout == b"42\n", stdout

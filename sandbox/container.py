@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentflow.sandbox.base import Limits, Program, Usage
+from agentflow.sandbox.base import Limits, Program, Usage, max_files
 from agentflow.sandbox.execution import Verdict
 from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
@@ -33,7 +33,6 @@ _OVERHEAD_MB = 16  # of the first process
 _SOURCE_SPACE_BYTES = 8 << 20
 _SHARED_MEMORY_BYTES = 1 << 20
 _MAX_OPEN_FILES = 256
-_MAX_FILES = 20_000
 _END, _TRAILER_BYTES = b"\0agentflow:", 256  # as in container_guest.py
 _TICK_S = 0.05
 _CHUNK_BYTES = 1 << 16
@@ -281,7 +280,7 @@ def _host_config(api: Any, build: Build, *, shape: Shape, user: int) -> Any:
             {"name": "core", "soft": 0, "hard": 0},
         ],
         tmpfs={
-            "/work": f"{own},exec,size={shape.disk_mb}m,nr_inodes={_MAX_FILES}",
+            "/work": f"{own},exec,size={shape.disk_mb}m,nr_inodes={max_files(shape.disk_mb)}",
             "/program": f"{own},noexec,size={_SOURCE_SPACE_BYTES},nr_inodes=4",
         },
     )

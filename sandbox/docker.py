@@ -37,7 +37,7 @@ ENFORCED = (
     "uid",
 )
 LABEL = "agentflow.sandbox"
-_RUN_LABEL, _OWNER_LABEL = "agentflow.run", "agentflow.owner"
+_RUN_LABEL, OWNER_LABEL = "agentflow.run", "agentflow.owner"
 _FIRST_UID, _NUM_UIDS = 20_000, 40_000
 _MAX_SHAPES = 3
 _ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
@@ -73,7 +73,7 @@ class DockerSandbox:
         _ensure_image(self._client, image)
         num_slots = concurrency or os.cpu_count() or 1
         self.run_id = run_id or secrets.token_hex(4)
-        labels = {LABEL: "1", _RUN_LABEL: self.run_id, _OWNER_LABEL: owner_mark(os.getpid())}
+        labels = {LABEL: "1", _RUN_LABEL: self.run_id, OWNER_LABEL: owner_mark(os.getpid())}
         self._slots = asyncio.Semaphore(num_slots)
         build = Build(image, labels, json.dumps(docker_profile(self._client.info()["Architecture"])))
         self._pool = _Pool(self._client.api, build, warm=num_slots if warm is None else warm)
@@ -251,7 +251,7 @@ def gc() -> list[str]:
         SandboxUnavailable: No engine answers.
     """
     client = connect()
-    dead = [container for container in _labelled(client, LABEL) if is_dead(container.labels.get(_OWNER_LABEL, ""))]
+    dead = [container for container in _labelled(client, LABEL) if is_dead(container.labels.get(OWNER_LABEL, ""))]
     for container in dead:
         container.remove(force=True)
     client.close()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from agentflow.sandbox.base import Limits, Result, Status, Usage
+from agentflow.sandbox.base import Limits, Result, Status, Usage, max_files
 from agentflow.sandbox.meter import GroupMeter, Sample, TreeMeter
 from agentflow.sandbox.process_tree import is_alive, num_files
 from agentflow.sandbox.streams import Kept
@@ -21,7 +21,6 @@ _CHUNK_BYTES = 1 << 16
 _DYING_S = 5.0
 _SIGNAL_BASE = 128  # how a shell, and bubblewrap, report the signal that ended a program
 _TOLD_BYTES = 1 << 16
-_FILES_A_MB = 256
 _FOLDERS = (WORK, "/dev/shm")  # noqa: S108
 _WORDS: Sequence[tuple[bytes, Status]] = (
     (b"MemoryError", "memory"),
@@ -208,7 +207,7 @@ class Execution:
     def _over(self, wall_s: float) -> str:
         """Name the limit that is exceeded; empty if none is."""
         used, limits = self._sampled(), self._limits
-        most_files = max(1024, limits.disk_mb * _FILES_A_MB)
+        most_files = max_files(limits.disk_mb)
         exceeded = {
             "cancelled": self._stop.is_set(),
             "memory": used.out_of_memory or (self._group is None and used.memory_mb > limits.memory_mb),

@@ -17,7 +17,6 @@ from agentflow.sandbox.system import INSIDE, WORK
 
 MAX_OPEN_FILES = 256
 READY = "ready"
-_INODES_A_MB = 256
 _MESSAGE_BYTES = 1 << 16
 _HINT_CHARS, _MAX_HINTS = 400, 8
 _HARMLESS = namespaces.NO_SETUID | namespaces.NO_DEVICES
@@ -87,7 +86,7 @@ def _build_place(start: Start) -> None:
     namespaces.map_user(INSIDE, user=os.getuid() if spec["user"] is None else spec["user"], group=spec["group"])
     namespaces.mount("proc", "/proc", flags=namespaces.READ_ONLY | namespaces.NO_PROGRAMS | _HARMLESS)
     size = spec["disk_mb"]
-    options = f"size={size}m,nr_inodes={max(1024, size * _INODES_A_MB)},mode=0700"
+    options = f"size={size}m,nr_inodes={max(1024, 256 * size)},mode=0700"
     namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=options)
     os.chdir(WORK)
     socket.sethostname("sandbox")

@@ -162,6 +162,7 @@ class Attack:
         stdin: What it reads.
         finishes: Whether it must reach its end for the verdict to count.
         machines: The architectures that it is for; empty for all.
+        needs: What a backend must enforce for the attack to mean anything there; see `Result.enforced`.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Attack:
     stdin: bytes = b""
     finishes: bool = True
     machines: Collection[str] = ()
+    needs: str = ""
 
     @property
     def group(self) -> str:
@@ -198,6 +200,8 @@ class Verdict:
 
 def judge(attack: Attack, evidence: Evidence) -> Verdict:
     """Decide on an attack; that it left processes or broke the sandbox counts against every one."""
+    if attack.needs and attack.needs not in evidence.result.enforced:
+        return Verdict(attack, "not applicable", f"this sandbox does not promise {attack.needs!r}")
     try:
         reason = _common(evidence) or attack.judge(evidence)
     except NotApplicable as none:

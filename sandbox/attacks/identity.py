@@ -83,7 +83,7 @@ ATTACKS = (
         judge=_is_ranked,
     ),
     Attack(name="identity/the host's name", code="show()", judge=judges.shares("uts")),
-    Attack(name="identity/the host's users", code="show()", judge=judges.shares("user")),
+    Attack(name="identity/the host's users", code="show()", judge=judges.shares("user"), needs="user"),
     Attack(name="identity/the host's process numbers", code="show()", judge=judges.shares("pid")),
     Attack(name="identity/the host's mounts", code="show()", judge=judges.shares("mnt")),
     Attack(name="identity/the host's messages", code="show()", judge=judges.shares("ipc")),

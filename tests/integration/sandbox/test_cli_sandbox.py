@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentflow.cli import main
+from agentflow.sandbox import bench
 from tests.trusted_sandbox import real
 
 pytestmark = real
@@ -62,3 +63,15 @@ def test_bad_input_is_one_line(words: list[str], said: str, capsys: pytest.Captu
     err = capsys.readouterr().err
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_bench_compares_and_counts_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "_ROUNDS", 1)
+    assert main(["sandbox", "bench", "--executions", "400"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in said[1:3]] == ["plain python", "process"]
+    assert said[-1].startswith(
+        "after 400 mixed executions: wrong +0, processes +0, mounts +0, cgroups +0, descriptors +0"
+    )

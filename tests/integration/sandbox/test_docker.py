@@ -15,6 +15,8 @@ from docker.errors import APIError
 from agentflow.cli import main
 from agentflow.errors import ConfigError
 from agentflow.sandbox import docker as backend
+from agentflow.sandbox.attacks.base import Verdict
+from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable
 from agentflow.sandbox.docker import DockerSandbox, build_image, gc, is_dead, owner_mark
 from agentflow.sandbox.image import DEFAULT_IMAGE
@@ -218,6 +220,15 @@ def test_containers_of_dead_owners_are_collected_and_no_others(engine: str, caps
     for container in listed("gc"):
         api.remove_container(container)
     assert not [name for name in gc() if name.startswith("gc-")]
+
+
+def test_every_attack_is_contained(engine: str) -> None:
+    async def work(sandbox: DockerSandbox) -> list[Verdict]:
+        return await attack_sandbox(sandbox, ATTACKS)
+
+    verdicts = play(work, concurrency=2, warm=2)
+    assert not [(v.attack.name, v.reason) for v in verdicts if v.outcome == "escaped"]
+    assert sum(v.outcome == "contained" for v in verdicts) > 140
 
 
 def test_what_is_missing_is_named_with_its_remedy(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
