@@ -96,10 +96,10 @@ class Group:
 
 
 def existing() -> list[Path]:
-    """List the groups that AgentFlow has made and not removed, those of other processes too."""
+    """List the groups that this process has made and not removed."""
     # Others' groups come and go while this looks around, which os.walk does not mind.
-    walk = os.walk(_MOUNT)
-    return [Path(folder, name) for folder, names, _ in walk for name in names if name.startswith(f"{_PREFIX}-")]
+    walk, own = os.walk(_MOUNT), f"{_PREFIX}-{os.getpid()}-"
+    return [Path(folder, name) for folder, names, _ in walk for name in names if name.startswith(own)]
 
 
 def enforced(group: Group | None) -> tuple[str, ...]:

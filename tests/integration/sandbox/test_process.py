@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -49,17 +48,12 @@ def play(work: Callable[[ProcessSandbox], Awaitable[T]], *, concurrency: int | N
         finally:
             await sandbox.close()
 
-    before, groups_before = tree_usage(os.getpid()).pids, own_groups()
+    before, groups_before = tree_usage(os.getpid()).pids, groups.existing()
     try:
         return asyncio.run(played())
     finally:
         assert tree_usage(os.getpid()).pids == before
-        assert groups_before == own_groups()
-
-
-def own_groups() -> set[Path]:
-    """List the control groups that this process has made."""
-    return {path for path in groups.existing() if path.name.startswith(f"agentflow-{os.getpid()}-")}
+        assert sorted(groups_before) == sorted(groups.existing())
 
 
 def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
