@@ -132,7 +132,8 @@ class Execution:
             while not ended_by and not self._step():
                 ended_by = self._over(time.monotonic() - started)
             if ended_by:
-                self._process.kill()
+                # Not Popen.kill, which would bury a process that has just ended, and its usage with it.
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
             _, _, used = os.wait4(self._process.pid, 0)
             self._process.returncode = 0  # it is buried: nobody else may wait for its number
             survivors = self._outlive()

@@ -56,6 +56,7 @@ def write_image(file: BinaryIO, packages: Sequence[str] = ()) -> None:
     with tarfile.open(fileobj=file, mode="w") as archive:
         for link, target in (("/bin", "usr/bin"), ("/lib", "usr/lib"), ("/tmp", "work"), (PYTHON, version)):  # noqa: S108
             _add_link(archive, link, target)
+        _add_link(archive, str(library / "dist-packages"), "site-packages")  # where Debian's Python looks
         for path in sorted(content):
             archive.add(content[path].resolve(), path.lstrip("/"), recursive=False, filter=_owned_by_nobody)
 

@@ -170,6 +170,8 @@ class Zygote:
 
     def _rest(self, child: Child, asked: dict[str, Any]) -> None:
         """End a cell; what goes on in the background until the next one has its own allowance."""
+        if child.reason:
+            return  # it is being ended: that it died is the answer
         now = child.meter.sample()
         used_s = now.cpu_s - child.cell_from.cpu_s
         wall_s = time.monotonic() - child.cell_at
