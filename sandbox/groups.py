@@ -43,16 +43,20 @@ class Group:
         return None
 
     def limit(self, limits: Limits) -> None:
-        """Set what the next execution may use."""
+        """Set what the next executions may use."""
         memory, processes = limits.memory_mb << 20, limits.max_processes + 1
         names = ("memory.limit_in_bytes", "memory.max")
         self._write("memory", names[self.version - 1], memory)
         self._write("pids", "pids.max", processes)
         if self.version == 1:
-            self._write("memory", "memory.max_usage_in_bytes", 0)
             return
         with contextlib.suppress(OSError):  # without swap there is no such file
             self._write("memory", "memory.swap.max", 0)
+
+    def forget_peak(self) -> None:
+        """Measure the peak of memory from here on, where the kernel lets one say so."""
+        if self.version == 1:
+            self._write("memory", "memory.max_usage_in_bytes", 0)
 
     def open_files(self) -> dict[str, int]:
         """Open what joins and measures it; the caller closes."""

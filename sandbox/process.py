@@ -107,6 +107,7 @@ class _Slot:
         self._launchers: dict[bool, Launcher] = {}
         self._group: Group | None = None
         self._files: dict[str, int] | None = None
+        self._limits: Limits | None = None
 
     def launcher(self, *, is_heavy: bool) -> Launcher:
         """Return the zygote's launcher; nothing is started before its first execution."""
@@ -120,7 +121,10 @@ class _Slot:
             self._group = Group.create()
             self._files = self._group.open_files() if self._group is not None else {}
         if self._group is not None:
-            self._group.limit(limits)
+            if limits != self._limits:
+                self._group.limit(limits)
+                self._limits = limits
+            self._group.forget_peak()
         return self._files
 
     @property
@@ -136,7 +140,7 @@ class _Slot:
             os.close(descriptor)
         if self._group is not None:
             self._group.close()
-        self._group, self._files = None, None
+        self._group, self._files, self._limits = None, None, None
 
 
 class _Execution:
