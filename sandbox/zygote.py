@@ -70,6 +70,7 @@ class Child:
     last: Sample = _NOTHING
     cell_from: Sample = _NOTHING
     cell_at: float = 0.0
+    due_at: float = 0.0
 
 
 class Zygote:
@@ -158,6 +159,8 @@ class Zygote:
             started_at=started_at,
             watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
         )
+        if child.watch is not None:
+            self._look_again(child, child.watch)
         for descriptor in (handle, reading):
             self._by_descriptor[descriptor] = child
             self._poll.register(descriptor, select.POLLIN)
@@ -167,6 +170,7 @@ class Zygote:
         child.last = child.cell_from = child.meter.sample()
         child.cell_at = time.monotonic()
         child.watch = Watch(child.last.cpu_s + asked["cpu_s"], time.monotonic() + asked["wall_s"], asked["pid"])
+        self._look_again(child, child.watch)
 
     def _rest(self, child: Child, asked: dict[str, Any]) -> None:
         """End a cell; what goes on in the background until the next one has its own allowance."""
@@ -177,6 +181,7 @@ class Zygote:
         wall_s = time.monotonic() - child.cell_at
         child.last = now
         child.watch = Watch(now.cpu_s + asked["cpu_s"], math.inf, None, _RESTING_S)
+        self._look_again(child, child.watch)
         shown = _shown(now) | {"cpu_s": used_s, "wall_s": wall_s}
         self._tell({"event": "rests", "number": child.number, **shown})
 
@@ -185,14 +190,24 @@ class Zygote:
         self._stop(child, asked["reason"], asked["pid"])
 
     def _judge_all(self) -> None:
+        now = time.monotonic()
         for child in list(self._children.values()):
             watch = child.watch
-            if watch is None or child.reason:
+            if watch is None or child.reason or now < child.due_at:
                 continue
             child.last = child.meter.sample()
             reason = self._exceeded(child, watch, child.last)
             if reason:
                 self._stop(child, reason, watch.pid)
+            else:
+                self._look_again(child, watch)
+
+    def _look_again(self, child: Child, watch: Watch) -> None:
+        """Set when a child may have exceeded its limits at the earliest, or what its meter cannot miss is over."""
+        now = time.monotonic()
+        soon = min((watch.cpu_s - child.last.cpu_s) / _CORES, watch.ends_at - now)
+        usual = child.meter.interval_s if math.isinf(watch.interval_s) else watch.interval_s
+        child.due_at = now + min(max(_MIN_WAIT_S, soon), usual)
 
     def _exceeded(self, child: Child, watch: Watch, sample: Sample) -> str:
         if sample.cpu_s > watch.cpu_s:
@@ -251,14 +266,8 @@ class Zygote:
         child.meter.close()
 
     def _wait_ms(self) -> float | None:
-        waits = []
-        for child in self._children.values():
-            if child.watch is not None and not child.reason:
-                left_s = child.watch.cpu_s - child.last.cpu_s
-                soon = max(_MIN_WAIT_S, min(left_s / _CORES, child.watch.ends_at - time.monotonic()))
-                usual = child.meter.interval_s if math.isinf(child.watch.interval_s) else child.watch.interval_s
-                waits.append(min(soon, usual))
-        return min(waits) * 1000 if waits else None
+        due = [child.due_at for child in self._children.values() if child.watch is not None and not child.reason]
+        return max(0.0, min(due) - time.monotonic()) * 1000 if due else None
 
     def _tell(self, what: dict[str, Any]) -> None:
         self._control.send(json.dumps(what).encode())

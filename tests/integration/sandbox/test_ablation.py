@@ -39,7 +39,7 @@ LAYERS = {
         "identity/capabilities; identity/set-user programs; identity/a map of users",
     ),
     "IPC": (
-        "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_IPC",
+        "from agentflow.sandbox import namespaces; namespaces.OF_A_ZYGOTE &= ~namespaces.NEW_IPC",
         "identity/the host's messages",
     ),
     "host name": (
