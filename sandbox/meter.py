@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agentflow.sandbox.process_tree import tree_usage
 
-_TREE_INTERVAL_S = 0.01
+_TREE_INTERVAL_S = 0.005
 FILES = ("cpu", "peak", "memory_events", "process_events")
 """What a meter reads of a control group."""
 

@@ -19,7 +19,23 @@ MAX_OPEN_FILES = 256
 READY = "ready"
 _MESSAGE_BYTES = 1 << 16
 _HINT_CHARS, _MAX_HINTS = 400, 8
+_MEEKNESS = 5
+_STACKS_BYTES = 128 << 20
+"""Room for the stacks of threads, which are mapped whole and hardly used."""
 _HARMLESS = namespaces.NO_SETUID | namespaces.NO_DEVICES
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBytes:
+    """What an interpreter has before the program begins.
+
+    Attributes:
+        data: Bytes of private memory.
+        mapped: Bytes of its whole address space.
+    """
+
+    data: int
+    mapped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +47,14 @@ class Start:
         files: Descriptors by name.
         report: Where process 1 tells the zygote what happened, a line of JSON each.
         steps: The system-call filter.
-        data_bytes: What the interpreter itself has of private memory, on top of what the program may have.
+        own_bytes: What the interpreter itself has of memory, on top of what the program may have.
     """
 
     spec: Mapping[str, Any]
     files: Mapping[str, int]
     report: int
     steps: bytes
-    data_bytes: int
+    own_bytes: OwnBytes
 
 
 def become_first(start: Start) -> NoReturn:
@@ -110,7 +126,7 @@ def _become_worker(start: Start, hinting: int) -> NoReturn:
         channel = os.dup(start.files["channel"]) if "channel" in start.files else -1
         _keep_only([0, 1, 2, hinting, channel])
         _write_files(program.get("files", {}))
-        _lower_limits(spec, start.data_bytes)
+        _lower_limits(spec, start.own_bytes)
         hint(READY)
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
         hint(f"{type(error).__name__}: {error}")
@@ -147,7 +163,7 @@ def _write_files(files: Mapping[str, str]) -> None:
             file.write(bytes.fromhex(text))
 
 
-def _lower_limits(spec: Mapping[str, Any], data_bytes: int) -> None:
+def _lower_limits(spec: Mapping[str, Any], own: OwnBytes) -> None:
     limits = {
         resource.RLIMIT_CORE: 1,  # 0 would not keep the kernel from piping a core dump to a helper; 1 does
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
@@ -159,7 +175,11 @@ def _lower_limits(spec: Mapping[str, Any], data_bytes: int) -> None:
         resource.RLIMIT_NPROC: spec["max_processes"] + 1,
     }
     if not spec["has_group"]:
-        limits[resource.RLIMIT_DATA] = data_bytes + (spec["memory_mb"] << 20)
+        # The zygote's looks at memory must not wait for the program's turn. Pages that were written by a process which
+        # has ended are in no process's resident memory: only the address space bounds them.
+        os.nice(_MEEKNESS)
+        limits[resource.RLIMIT_DATA] = own.data + (spec["memory_mb"] << 20)
+        limits[resource.RLIMIT_AS] = own.mapped + 2 * (spec["memory_mb"] << 20) + _STACKS_BYTES
     if spec["kind"] == "session":
         del limits[resource.RLIMIT_CPU]  # it counts over all cells
     for kind, value in limits.items():

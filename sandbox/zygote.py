@@ -22,7 +22,7 @@ from agentflow.sandbox import namespaces, system
 from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
 from agentflow.sandbox.process_tree import tree_usage
 from agentflow.sandbox.seccomp import bpf_filter
-from agentflow.sandbox.worker import Start, become_first
+from agentflow.sandbox.worker import OwnBytes, Start, become_first
 
 _PACKET_BYTES = 1 << 16
 _MAX_FILES = 16
@@ -89,7 +89,7 @@ class Zygote:
         self._steps = bpf_filter()
         with open("/proc/self/status") as file:
             status = dict(line.split(":", 1) for line in file)
-        self._data_bytes = int(status["VmData"].split()[0]) << 10
+        self._own_bytes = OwnBytes(*(int(status[name].split()[0]) << 10 for name in ("VmData", "VmSize")))
         self._shared_mb = int(status["VmRSS"].split()[0]) / 1024
 
     def serve(self) -> None:
@@ -142,7 +142,7 @@ class Zygote:
                 os.close(descriptor)
             return
         if pid == 0:
-            become_first(Start(spec, inside, writing, self._steps, self._data_bytes))
+            become_first(Start(spec, inside, writing, self._steps, self._own_bytes))
         for descriptor in (writing, *inside.values()):
             os.close(descriptor)
         handle = os.pidfd_open(pid)

@@ -14,8 +14,7 @@ from agentflow.sandbox.process_tree import is_alive
 _TICK_S = 0.01
 MARK_LETTERS = 6
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
-_USER, _SYSTEM, _THREADS, _RESIDENT = 11, 12, 17, 21
+_USER, _SYSTEM, _THREADS = 11, 12, 17  # of /proc/PID/stat after the name, counted from the state
 
 
 class Watcher:
@@ -71,16 +70,16 @@ class Watcher:
             os.kill(pid, signal.SIGUSR1)
 
     def _count(self, mark: str, pids: list[int]) -> None:
-        threads, pages = 0, 0
+        threads, own_kb = 0, 0
         for pid in pids:
             with contextlib.suppress(OSError, IndexError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 threads += int(fields[_THREADS]) if fields[0] not in "ZX" else 0
-                pages += int(fields[_RESIDENT])
+                own_kb += _own_kb(pid)
                 self._ticks[mark][pid] = int(fields[_USER]) + int(fields[_SYSTEM])
         seen = self._seen[mark]
         seen.num_processes = max(seen.num_processes, threads)
-        seen.memory_mb = max(seen.memory_mb, pages * _PAGE_MB)
+        seen.memory_mb = max(seen.memory_mb, own_kb / 1024)
         seen.cpu_s = sum(self._ticks[mark].values()) / _TICKS
 
 
@@ -93,6 +92,12 @@ def wait_for_death(watcher: Watcher, mark: str, *, grace_s: float) -> list[int]:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     return alive
+
+
+def _own_kb(pid: int) -> int:
+    """Return the resident memory of a process in kilobytes, without pages of files: libraries are everybody's."""
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith(("RssAnon:", "RssShmem:")))
 
 
 def _pids() -> set[int]:

@@ -53,7 +53,7 @@ LAYERS = {
         "files/the passwords and the machine's name",
     ),
     "resource limits": (
-        "from agentflow.sandbox import worker; worker._lower_limits = lambda spec, data_bytes: None",
+        "from agentflow.sandbox import worker; worker._lower_limits = lambda spec, own: None",
         "resources/a sparse file; resources/descriptors; resources/raised limits",
     ),
 }
