@@ -27,7 +27,7 @@ from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken
 from agentflow.sandbox.sessions import open_session
 from agentflow.sandbox.streams import Pipe, memory_file
-from agentflow.sandbox.worker import READY
+from agentflow.sandbox.worker import READY, REFUSED
 
 _FIRST_UID = 21_000  # one user a slot, so that one execution's processes are never another's
 _LOST_S = 10.0
@@ -232,6 +232,8 @@ def _status(event: Mapping[str, Any], limits: Limits, *, last_line: bytes) -> tu
     if "status" not in event:
         return "infra_error", "process 1 ended without a word"
     first, *hints = event["hints"] or [""]
+    if first.startswith(REFUSED):
+        return "refused", first.removeprefix(REFUSED)
     if first != READY:
         return "infra_error", f"the worker did not start: {first}"
     code = os.waitstatus_to_exitcode(event["status"])

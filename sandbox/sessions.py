@@ -26,8 +26,18 @@ _BACKEND = "process"
 _PACKET_BYTES = 1 << 17
 _START_S = 30.0
 _LOST_S = 10.0
+_FIRST_PID = 2  # process 1 is nobody's branch
+_MAX_WORDS = 400
+_ENDS = frozenset({"cpu_timeout", "wall_timeout", "memory", "pids", "output_limit", "signal"})
 _WORDS: Mapping[str, Status] = {"memory": "memory", "disk": "disk", "pids": "pids"}
 Turn = Callable[[], AbstractAsyncContextManager[object]]
+
+
+class _Greeting(BaseModel, strict=True):
+    """What a branch says first."""
+
+    pid: int = 0
+    refused: str = ""
 
 
 class _Report(BaseModel, strict=True):
@@ -128,9 +138,13 @@ class _Family:
             if "broken" in event:
                 return "infra_error", event["broken"]
             self._out_of_memory |= event["out_of_memory"]
-            if event["reason"]:
-                return event["reason"], ""
-        return self._stopped.get(pid) or ("memory" if self._out_of_memory else "signal"), ""
+            self._stopped.setdefault(pid, event["reason"])
+        reason = self._stopped.get(pid) or ("memory" if self._out_of_memory else "signal")
+        return (reason, "") if reason in _ENDS else ("refused", "it was closed")
+
+    def abandon(self, pid: int) -> None:
+        """End a branch whose cell nobody waits for; its channel tells when it is over."""
+        self._launcher.ask(self._number, "end", reason="abandoned", pid=pid if self.branches > 1 else None)
 
     def give_up(self) -> None:
         """End the zygote, which no longer answers."""
@@ -171,6 +185,7 @@ class _Branch:
         self._pid = 0
         self._number = 0
         self._why_over = ""
+        self._work: asyncio.Future[Result] | None = None
         family.branches += 1
 
     @classmethod
@@ -183,30 +198,38 @@ class _Branch:
         branch = cls(family, channel, turn=turn)
         try:
             packet = await asyncio.wait_for(branch._receive(), _START_S)
-            word = json.loads(packet or b"{}")
-            if not isinstance(word.get("pid"), int):
-                raise OSError(word.get("refused", "the interpreter ended before it began"))
+            word = _Greeting.model_validate_json(packet or b"{}")
+            if word.pid < _FIRST_PID:
+                raise OSError(word.refused[:_MAX_WORDS] or "the interpreter ended before it began")
+        except ValidationError:
+            branch._leave("it did not begin")
+            raise OSError("the interpreter does not say who it is") from None
         except BaseException:
             branch._leave("it did not begin")
             raise
-        branch._pid = word["pid"]
+        branch._pid = word.pid
         return branch
 
     async def exec(self, code: str, *, limits: Limits | None = None) -> Result:
         """Run a cell; see `Session`."""
         used = limits or self._family.limits
-        async with self._turn(), self._family.lock:
-            if self._family.is_over:
-                self._leave("it used too much between its cells")
+        async with self._family.lock, self._turn():
+            if self._family.is_over and not self._why_over:
+                status, detail = self._family.fate(self._pid)
+                self._leave(detail or "it used too much between its cells")
+                if status == "infra_error":
+                    return Result(status, detail=detail, backend=_BACKEND)
             if self._why_over:
                 return Result("refused", detail=f"the session is over: {self._why_over}", backend=_BACKEND)
-            work = asyncio.ensure_future(self._exec(code, used))
+            self._work = work = asyncio.ensure_future(self._exec(code, used))
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:
-                self._leave("nobody waited for its cell")
+                self._family.abandon(self._pid)
                 await asyncio.wait([work])
                 raise
+            finally:
+                self._work = None
 
     async def fork(self) -> "_Branch":
         """Return a copy; see `Session`.
@@ -228,6 +251,9 @@ class _Branch:
 
     async def close(self) -> None:
         """End it; with the last branch everything ends."""
+        if self._work is not None:
+            self._family.abandon(self._pid)
+            await asyncio.wait([self._work])
         self._leave("it was closed")
         if not self._family.branches:
             await self._family.end()
@@ -292,14 +318,15 @@ class _Branch:
             socket.send_fds(self._channel, [told], [source, *(stream.writing for stream in streams)])
         for stream in streams:
             stream.close_writing()
-        while True:
-            packet = await asyncio.wait_for(self._receive(), limits.wall_s + _LOST_S)
-            try:
-                report = _Report.model_validate_json(packet) if packet else None
-            except ValidationError:
-                report = None
-            if report is None or report.cell >= self._number:
-                return report
+        async with asyncio.timeout(limits.wall_s + _LOST_S):
+            while True:
+                packet = await self._receive()
+                try:
+                    report = _Report.model_validate_json(packet) if packet else None
+                except ValidationError:
+                    report = None
+                if report is None or report.cell >= self._number:
+                    return report
 
     async def _receive(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self._channel, _PACKET_BYTES)

@@ -16,7 +16,7 @@ from agentflow.sandbox.guest_python import run_program, serve_cells
 from agentflow.sandbox.system import INSIDE, WORK
 
 MAX_OPEN_FILES = 256
-READY = "ready"
+READY, REFUSED = "ready", "refused: "
 _MESSAGE_BYTES = 1 << 16
 _HINT_CHARS, _MAX_HINTS = 400, 8
 _MEEKNESS = 5
@@ -125,7 +125,11 @@ def _become_worker(start: Start, hinting: int) -> NoReturn:
         program = _load(start.files["program"]) if "program" in start.files else {}
         channel = os.dup(start.files["channel"]) if "channel" in start.files else -1
         _keep_only([0, 1, 2, hinting, channel])
-        _write_files(program.get("files", {}))
+        try:
+            _write_files(program.get("files", {}))
+        except OSError as error:
+            hint(f"{REFUSED}{error}")
+            os._exit(1)
         _lower_limits(spec, start.own_bytes)
         hint(READY)
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it

@@ -4,6 +4,7 @@ It runs in a process of its own, in the read-only system of `system`, and talks 
 watches CPU, memory and wall time of what it forked, so that a busy host judges nobody.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -28,6 +29,7 @@ _PACKET_BYTES = 1 << 16
 _MAX_FILES = 16
 _MIN_WAIT_S = 0.005
 _RESTING_S = 1.0
+_KILLING_S = 1.0
 _NOTHING = Sample(0.0, 0.0)
 _CORES = os.cpu_count() or 1
 
@@ -60,6 +62,7 @@ class Child:
     meter: Meter
     memory_mb: float
     max_processes: int
+    cpu_s: float
     has_group: bool
     started_at: float
     watch: Watch | None
@@ -155,6 +158,7 @@ class Zygote:
             meter or TreeMeter(pid, self._shared_mb),
             memory_mb=spec["memory_mb"],
             max_processes=spec["max_processes"],
+            cpu_s=spec["cpu_s"],
             has_group=meter is not None,
             started_at=started_at,
             watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
@@ -224,10 +228,15 @@ class Zygote:
             child.reason = child.reason or reason
             self._kill(child)
             return
-        child.watch = None
-        for outside in tree_usage(child.pid).pids:
-            if _number_inside(outside) == pid:
-                _kill_tree(outside)
+        found = [outside for outside in tree_usage(child.pid).pids if _number_inside(outside) == pid]
+        if not found and reason != "closed":
+            # Whoever goes on in its name cannot be told from the others.
+            self._stop(child, reason, None)
+            return
+        for outside in found:
+            _kill_tree(outside)
+        child.watch = Watch(child.meter.sample().cpu_s + child.cpu_s, math.inf, None, _RESTING_S)
+        self._look_again(child, child.watch)
         self._tell({"event": "stopped", "number": child.number, "pid": pid, "reason": reason})
 
     def _kill(self, child: Child) -> None:
@@ -292,15 +301,21 @@ def _number_inside(pid: int) -> int | None:
 
 def _kill_tree(pid: int) -> None:
     """Kill a process and all below it; it is stopped first, so that its orphans still come to it."""
-    os.kill(pid, signal.SIGSTOP)
-    for _ in range(1000):
-        below = tree_usage(pid).pids
-        alive = [other for other in below if _is_running(other)]
-        for other in alive:
-            os.kill(other, signal.SIGKILL)
+    _signal(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _KILLING_S
+    while time.monotonic() < deadline:
+        alive = [other for other in tree_usage(pid).pids if _is_running(other)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for other in alive:
+                _signal(other, number)
         if not alive:
             break
-    os.kill(pid, signal.SIGKILL)
+    _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
 
 
 def _is_running(pid: int) -> bool:

@@ -121,6 +121,28 @@ def test_cell_that_ends_its_interpreter_ends_the_session(cell: str, status: str,
     assert status in second.detail
 
 
+@pytest.mark.parametrize(
+    ("cell", "status"),
+    [
+        ("import os\nif os.fork(): os._exit(0)\nimport time; time.sleep(60)", "wall_timeout"),
+        ("import os\nif os.fork(): os._exit(0)\nwhile True: pass", "cpu_timeout"),
+        ("import os, time\nfor _ in range(2):\n  if not os.fork():\n    while True:\n      pid = os.fork()\n"
+         "      if not pid: os._exit(0)\n      os.waitpid(pid, 0)\ntime.sleep(60)", "wall_timeout"),
+    ],
+)  # fmt: skip
+def test_cell_that_hides_behind_its_children_hurts_nobody_else(cell: str, status: str) -> None:
+    async def work(sandbox: ProcessSandbox) -> tuple[Result, Result, float]:
+        async with await sandbox.session(LIMITS) as neighbour, await sandbox.session(LIMITS) as session:
+            started = time.monotonic()
+            cpu_s = 0.3 if status == "cpu_timeout" else 30.0
+            ended = await session.exec(cell, limits=LIMITS.model_copy(update={"cpu_s": cpu_s, "wall_s": 1.5}))
+            return ended, await neighbour.exec("1"), time.monotonic() - started
+
+    ended, after, seconds = play(work, concurrency=1)
+    assert (ended.status, after.value) == (status, "1")
+    assert seconds < 8
+
+
 def test_memory_of_all_cells_together_is_bounded(metering: str) -> None:
     async def work(session: Session) -> list[str]:
         cells = [f"x{number} = bytearray(b'x') * (30 << 20)" for number in range(9)]
@@ -158,9 +180,11 @@ def test_forged_report_of_a_cell_ends_the_session_and_nothing_else() -> None:
 
 def test_caller_that_gives_up_a_cell_ends_the_session() -> None:
     async def work(session: Session) -> Result:
+        started = time.monotonic()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await session.exec("import time; time.sleep(60)")
+        assert time.monotonic() - started < 3
         return await session.exec("1")
 
     assert in_session(work).status == "refused"
