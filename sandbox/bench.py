@@ -152,10 +152,12 @@ async def leaves_behind(sandbox: Sandbox, executions: int) -> Mapping[str, int]:
 
 
 def _state() -> Counter[str]:
-    pids = tree_usage(os.getpid()).pids | {os.getpid()}
+    kept = tree_usage(os.getpid()).pids
+    pids = kept | {os.getpid()}
     return Counter(
         processes=len(pids),
-        mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        # Of what is kept warm: the host's own come and go with other programs.
+        mounts=sum(len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in kept),
         cgroups=len(existing()),
         descriptors=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
         kilobytes=sum(_own_kb(pid) for pid in pids),

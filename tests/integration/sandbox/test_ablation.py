@@ -12,6 +12,8 @@ from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
 NAMED = {attack.name: attack for attack in ATTACKS}
+ATTEMPTS = 3
+"""How often an attack that should escape may try: on a busy machine the judge may look too late to see it."""
 MOUNTS_BUT = (
     "from agentflow.sandbox import namespaces\nmount = namespaces.mount\n"
     "namespaces.mount = lambda kind, target, **options: None if target == '{}' else mount(kind, target, **options)"
@@ -67,12 +69,15 @@ def test_without_its_layer_an_attack_escapes(layer: str, monkeypatch: pytest.Mon
     assert last in launcher._CODE
     monkeypatch.setattr(launcher, "_CODE", launcher._CODE.replace(last, f"{patch}\n{last}"))
 
-    async def play() -> list[Verdict]:
+    async def play(names: list[str]) -> list[Verdict]:
         sandbox = ProcessSandbox()
         try:
-            return await attack_sandbox(sandbox, [NAMED[name] for name in names.split("; ")])
+            return await attack_sandbox(sandbox, [NAMED[name] for name in names])
         finally:
             await sandbox.close()
 
-    held = {v.attack.name: v.reason for v in asyncio.run(play()) if v.outcome != "escaped"}
-    assert not held, held
+    held = names.split("; ")
+    for _ in range(ATTEMPTS):
+        verdicts = asyncio.run(play(held)) if held else []
+        held = [verdict.attack.name for verdict in verdicts if verdict.outcome != "escaped"]
+    assert not held

@@ -18,6 +18,8 @@ from agentflow.sandbox.probe import BACKENDS, probe
 from tests.trusted_sandbox import real
 
 NAMED = {attack.name: attack for attack in ATTACKS}
+ATTEMPTS = 3
+"""How often an attack that should escape may try: on a busy machine the judge may look too late to see it."""
 
 
 def tried(sandbox: Sandbox, names: Sequence[str]) -> dict[str, Verdict]:
@@ -229,9 +231,11 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("layer", LAYERS)
 def test_without_its_layer_an_attack_escapes(layer: str) -> None:
     changes, names = LAYERS[layer]
-    verdicts = tried(Ablated(**changes), names.split("; "))
-    held = {name: verdict.reason for name, verdict in verdicts.items() if verdict.outcome != "escaped"}
-    assert not held, held
+    held = names.split("; ")
+    for _ in range(ATTEMPTS):
+        verdicts = tried(Ablated(**changes), held) if held else {}
+        held = [name for name, verdict in verdicts.items() if verdict.outcome != "escaped"]
+    assert not held
 
 
 def test_names_are_unique_and_there_are_enough() -> None:
