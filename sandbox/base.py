@@ -40,6 +40,17 @@ Status: TypeAlias = Literal[
 
 MAX_SOURCE_BYTES = 1 << 20
 """A longer program is refused."""
+ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/work",
+    "TMPDIR": "/work",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""All that a program sees of an environment, whoever runs it."""
 
 
 class Limits(Config):
@@ -92,6 +103,11 @@ class Output:
         head, tail = (part.decode("utf-8", "backslashreplace") for part in (self.head, self.tail))
         missing = self.num_bytes - len(self.head) - len(self.tail)
         return f"{head}\n[... {missing} bytes left out ...]\n{tail}" if missing > 0 else head + tail
+
+    @property
+    def last_line(self) -> bytes:
+        """The last line that is not blank."""
+        return (self.tail or self.head).rstrip().rpartition(b"\n")[2]
 
 
 @dataclass(frozen=True, slots=True)

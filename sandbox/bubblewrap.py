@@ -8,7 +8,6 @@ sizes are set inside, where only the program's own count.
 
 import asyncio
 import json
-import math
 import os
 import shutil
 import stat
@@ -21,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
-from agentflow.sandbox.execution import Execution, Verdict
+from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Result, SandboxUnavailable, Session, refusal
+from agentflow.sandbox.execution import Execution, Verdict, guest_words, in_thread
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.meter import GroupMeter
 from agentflow.sandbox.seccomp import bpf_filter
@@ -32,7 +31,6 @@ from agentflow.sandbox.system import shown_at
 _GUEST = (Path(__file__).parent / "guest.py").read_text(encoding="utf-8")
 _FIRST_UID = 20_000  # one user a slot, so that one execution's processes are never another's
 _INSIDE_UID = 65_534
-_ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _SHARED_MEMORY_BYTES = 1 << 20
 _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib64")
 _SYSTEM_PYTHON = "/usr/bin/python3"
@@ -71,14 +69,9 @@ class BubblewrapSandbox:
         if problem:
             return Result("refused", detail=problem, backend=self.name)
         slot = await self._slots.get()
-        stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(self._run, program, used, slot=slot, stop=stop))
         try:
-            return await asyncio.shield(work)
+            return await in_thread(lambda stop: self._run(program, used, slot=slot, stop=stop))
         finally:
-            # A caller that no longer waits must not leave the program behind, nor take its slot along.
-            stop.set()
-            await asyncio.wait([work])
             self._slots.put_nowait(slot)
 
     async def session(self, limits: Limits | None = None) -> Session:
@@ -199,7 +192,7 @@ def _place(limits: Limits, python: str) -> list[str]:
     words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
     words += ["--uid", str(_INSIDE_UID), "--gid", str(_INSIDE_UID), "--hostname", "sandbox", "--cap-drop", "ALL"]
     words += ["--clearenv"]
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         words += ["--setenv", name, value]
     words += ["--ro-bind", "/usr", "/usr"]
     for folder in _SYSTEM_FOLDERS:
@@ -215,16 +208,6 @@ def _place(limits: Limits, python: str) -> list[str]:
     words += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
     words += ["--size", str(limits.disk_mb << 20), "--tmpfs", "/work", "--chdir", "/work"]
     return [*words, "--symlink", "work", "/tmp"]  # noqa: S108
-
-
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/work",
-    "LANG": "C.UTF-8",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 
 def _interpreter() -> str:
@@ -255,15 +238,7 @@ def is_public(folder: str) -> bool:
 
 def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
     """Return the command inside: the guest, which sets the last limits and becomes the program."""
-    numbers = (
-        program.seed,
-        limits.max_processes,
-        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
-        math.ceil(limits.cpu_s) + 1,
-        limits.disk_mb << 20,
-    )
-    start = ["/usr/bin/env", "PYTHONHASHSEED=0", shown_at(python), "-s", "-P", "-c", _GUEST, "/program"]
-    return [*start, program.language, *map(str, numbers)]
+    return [shown_at(python), "-s", "-P", "-c", _GUEST, "/program", *guest_words(program, limits)]
 
 
 def _result(verdict: Verdict, layers: tuple[str, ...]) -> Result:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentflow.sandbox.base import Limits, Program, Usage, max_files
+from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Usage, max_files
 from agentflow.sandbox.execution import Verdict
 from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
@@ -19,16 +19,6 @@ from agentflow.sandbox.streams import Kept
 _FOLDER = Path(__file__).parent
 _GUESTS = [(_FOLDER / name).read_text(encoding="utf-8") for name in ("container_guest.py", "guest.py")]
 _COMMAND = (PYTHON, "-s", "-P", "-c", *_GUESTS)
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/work",
-    "TMPDIR": "/work",
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 _OVERHEAD_MB = 16  # of the first process
 _SOURCE_SPACE_BYTES = 8 << 20
 _SHARED_MEMORY_BYTES = 1 << 20
@@ -86,7 +76,7 @@ class Container:
             build.image,
             list(_COMMAND),
             user=f"{user}:{user}",
-            environment=_ENVIRONMENT,
+            environment=dict(ENVIRONMENT),
             working_dir="/work",
             hostname="sandbox",
             network_disabled=True,

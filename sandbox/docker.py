@@ -6,7 +6,6 @@ control group, and ends what the program left; should AgentFlow die, it ends by 
 
 import asyncio
 import json
-import math
 import os
 import secrets
 import socket
@@ -21,6 +20,7 @@ from typing import Any
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.container import Build, Container, Shape
+from agentflow.sandbox.execution import guest_words, in_thread
 from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
 from agentflow.sandbox.seccomp import docker_profile
 
@@ -40,7 +40,6 @@ LABEL = "agentflow.sandbox"
 _RUN_LABEL, OWNER_LABEL = "agentflow.run", "agentflow.owner"
 _FIRST_UID, _NUM_UIDS = 20_000, 40_000
 _MAX_SHAPES = 3
-_ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _ENGINE_TIMEOUT_S = 60
 _GONE_S, _GONE_TICK_S = 10.0, 0.02
 _START_TIME = 19  # the field of /proc/PID/stat after the name, counted from the state
@@ -84,15 +83,8 @@ class DockerSandbox:
         problem = refusal(program, used)
         if problem:
             return Result("refused", detail=problem, backend=self.name)
-        stop = threading.Event()
         async with self._slots:
-            work = asyncio.ensure_future(asyncio.to_thread(self._run, program, used, stop=stop))
-            try:
-                return await asyncio.shield(work)
-            finally:
-                # A caller that no longer waits must not leave the program behind, nor take its slot along.
-                stop.set()
-                await asyncio.wait([work])
+            return await in_thread(lambda stop: self._run(program, used, stop=stop))
 
     async def session(self, limits: Limits | None = None) -> Session:
         """Refuse: every program of this backend starts afresh.
@@ -118,7 +110,7 @@ class DockerSandbox:
         try:
             container = self._pool.take(Shape(limits.memory_mb, limits.disk_mb, limits.max_processes))
             try:
-                seen = container.run(program, limits, words=_words(program, limits), stop=stop)
+                seen = container.run(program, limits, words=guest_words(program, limits, num_beside=1), stop=stop)
             finally:
                 container.hang_up()
         except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
@@ -186,18 +178,6 @@ class _Pool:
 def _discard(future: "Future[Container]") -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().end()
-
-
-def _words(program: Program, limits: Limits) -> Sequence[str]:
-    """Return the guest's arguments after the path of the source."""
-    numbers = (
-        program.seed,
-        limits.max_processes + 1,
-        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
-        math.ceil(limits.cpu_s) + 1,
-        limits.disk_mb << 20,
-    )
-    return [program.language, *map(str, numbers)]
 
 
 def connect() -> Any:

@@ -1,16 +1,18 @@
 """One execution under way: its streams, its limits, its end."""
 
+import asyncio
+import math
 import os
 import selectors
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from agentflow.sandbox.base import Limits, Result, Status, Usage, max_files
+from agentflow.sandbox.base import Limits, Program, Result, Status, Usage, max_files
 from agentflow.sandbox.meter import GroupMeter, Sample, TreeMeter
 from agentflow.sandbox.process_tree import is_alive, num_files
 from agentflow.sandbox.streams import Kept
@@ -19,6 +21,7 @@ from agentflow.sandbox.system import WORK
 _TICK_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _DYING_S = 5.0
+_ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _SIGNAL_BASE = 128  # how a shell, and bubblewrap, report the signal that ended a program
 _TOLD_BYTES = 1 << 16
 _FOLDERS = (WORK, "/dev/shm")  # noqa: S108
@@ -57,7 +60,7 @@ class Verdict:
         """Return the result, given the exit code that the launcher told; None where it told none."""
         stdout, stderr = self.stdout.output(), self.stderr.output()
         last = stderr.tail or stderr.head
-        status, detail = self._status(code, last.rstrip().rpartition(b"\n")[2])
+        status, detail = self._status(code, stderr.last_line)
         return Result(
             status,
             exit_code=code if status in ("ok", "nonzero_exit") else None,
@@ -245,6 +248,39 @@ class Execution:
         for stream in streams:
             if stream is not None and not stream.closed:
                 stream.close()
+
+
+async def in_thread(run: Callable[[threading.Event], Result]) -> Result:
+    """Run an execution in a thread; a caller that no longer waits sets the event, and goes once nothing is left.
+
+    Args:
+        run: The execution; it ends when the event is set.
+    """
+    stop = threading.Event()
+    work = asyncio.ensure_future(asyncio.to_thread(run, stop))
+    try:
+        return await asyncio.shield(work)
+    finally:
+        stop.set()
+        await asyncio.wait([work])
+
+
+def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> list[str]:
+    """Return the arguments of `guest.py` after the path of the source.
+
+    Args:
+        program: What is run.
+        limits: What it may use.
+        num_beside: Processes that count with the program's own.
+    """
+    numbers = (
+        program.seed,
+        limits.max_processes + num_beside,
+        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
+        math.ceil(limits.cpu_s) + 1,
+        limits.disk_mb << 20,
+    )
+    return [program.language, *map(str, numbers)]
 
 
 def limit_named(last_line: bytes) -> Status | None:

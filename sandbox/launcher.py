@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import agentflow
+from agentflow.sandbox.base import ENVIRONMENT, Limits, Usage, max_files
 
 _PACKET_BYTES = 1 << 17
 _BOOT_S = 60.0
@@ -30,17 +31,17 @@ if is_foreign: sys.path.remove(asked["source"])
 main(control, user=asked["user"], preload=asked["preload"])
 """
 _SOURCE = str(Path(agentflow.__file__).parent.parent)
-ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/work",
-    "TMPDIR": "/work",
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 Event = dict[str, Any]
+
+
+def spec_of(kind: str, limits: Limits) -> Event:
+    """Return what a zygote must know to begin an execution: a `run` or a `session`."""
+    return {"kind": kind, "max_files": max_files(limits.disk_mb), **limits.model_dump()}
+
+
+def usage_of(event: Event) -> Usage:
+    """Return what an execution used, as its zygote told."""
+    return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
 
 
 class LauncherBroken(Exception):

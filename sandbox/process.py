@@ -21,10 +21,10 @@ from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
-from agentflow.sandbox.base import Limits, Program, Result, Session, Status, Usage, refusal
+from agentflow.sandbox.base import Limits, Program, Result, Session, Status, refusal
 from agentflow.sandbox.execution import limit_named
 from agentflow.sandbox.groups import Group, enforced
-from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken
+from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.sessions import open_session
 from agentflow.sandbox.streams import Pipe, memory_file
 from agentflow.sandbox.worker import READY, REFUSED
@@ -174,8 +174,7 @@ class _Execution:
             for stream in streams:
                 stream.close()
         stdout, stderr = (stream.kept.output() for stream in streams)
-        last_line = (stderr.tail or stderr.head).rstrip().rpartition(b"\n")[2]
-        status, detail = _status(event, self._limits, last_line=last_line)
+        status, detail = _status(event, self._limits, last_line=stderr.last_line)
         code = os.waitstatus_to_exitcode(int(event.get("status", 0)))
         return Result(
             status,
@@ -183,7 +182,7 @@ class _Execution:
             signal=-code if status == "signal" else None,
             stdout=stdout,
             stderr=stderr,
-            usage=_usage(event),
+            usage=usage_of(event),
             detail=detail,
             backend=ProcessSandbox.name,
             enforced=self._slot.enforced,
@@ -204,8 +203,7 @@ class _Execution:
                 "stderr": stderr.writing,
                 **self._slot.group_files(self._limits),
             }
-            spec = {"kind": "run", **self._limits.model_dump()}
-            self._number = await self._launcher.start(spec, files, self._hear)
+            self._number = await self._launcher.start(spec_of("run", self._limits), files, self._hear)
         for stream in (stdout, stderr):
             stream.close_writing()
         if self._ended_by:
@@ -214,11 +212,6 @@ class _Execution:
     def _hear(self, event: Event) -> None:
         if event["event"] == "died" and not self._died.done():
             self._died.set_result(event)
-
-
-def _usage(event: Mapping[str, Any]) -> Usage:
-    """Return what an execution used, as its zygote told."""
-    return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
 
 
 def _status(event: Mapping[str, Any], limits: Limits, *, last_line: bytes) -> tuple[Status, str]:

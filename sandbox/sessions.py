@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
 from agentflow.sandbox.groups import Group, enforced
-from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken
+from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.streams import Pipe, memory_file
 
 _BACKEND = "process"
@@ -107,9 +107,8 @@ class _Family:
                 for descriptor in group_files.values():
                     opened.callback(os.close, descriptor)
                 files |= group_files
-            spec = {"kind": "session", **self.limits.model_dump()}
             try:
-                self._number = await self._launcher.start(spec, files, self._hear)
+                self._number = await self._launcher.start(spec_of("session", self.limits), files, self._hear)
             except BaseException:
                 here.close()
                 raise
@@ -125,7 +124,7 @@ class _Family:
         self._launcher.ask(self._number, "rest", cpu_s=self.limits.cpu_s)
         event = await self._first(self._rested)
         self._out_of_memory |= event.get("out_of_memory", False)
-        return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
+        return usage_of(event)
 
     def stop(self, pid: int, reason: str) -> None:
         """End one branch."""

@@ -87,11 +87,9 @@ def _wait(worker: int, start: Start, hints: int) -> None:
         except ChildProcessError:
             return
         if pid == worker:
-            _tell(start.report, {"hints": _read_now(hints), "is_full": _is_full()})
-        if is_session or pid == worker:
-            _tell(start.report, {"pid": pid, "status": status})
-        if pid == worker and not is_session:
-            return
+            _tell(start.report, {"hints": _read_now(hints), "is_full": _is_full(), "status": status})
+            if not is_session:
+                return
 
 
 def _build_place(start: Start) -> None:
@@ -101,8 +99,7 @@ def _build_place(start: Start) -> None:
             os.write(descriptor, b"0")
     namespaces.map_user(INSIDE, user=os.getuid() if spec["user"] is None else spec["user"], group=spec["group"])
     namespaces.mount("proc", "/proc", flags=namespaces.READ_ONLY | namespaces.NO_PROGRAMS | _HARMLESS)
-    size = spec["disk_mb"]
-    options = f"size={size}m,nr_inodes={max(1024, 256 * size)},mode=0700"
+    options = f"size={spec['disk_mb']}m,nr_inodes={spec['max_files']},mode=0700"
     namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=options)
     os.chdir(WORK)
     socket.sethostname("sandbox")

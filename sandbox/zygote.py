@@ -21,7 +21,7 @@ from typing import Any
 
 from agentflow.sandbox import namespaces, system
 from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.process_tree import is_alive, tree_usage
 from agentflow.sandbox.seccomp import bpf_filter
 from agentflow.sandbox.worker import OwnBytes, Start, become_first
 
@@ -250,10 +250,7 @@ class Zygote:
                 return
             *lines, child.unread = (child.unread + data).split(b"\n")
             for line in lines:
-                told = json.loads(line)
-                child.told |= told
-                if "pid" in told:
-                    self._tell({"event": "child", "number": child.number, **told})
+                child.told |= json.loads(line)
             if not data:
                 child.is_heard_out = True
                 self._poll.unregister(child.report)
@@ -304,7 +301,7 @@ def _kill_tree(pid: int) -> None:
     _signal(pid, signal.SIGSTOP)
     deadline = time.monotonic() + _KILLING_S
     while time.monotonic() < deadline:
-        alive = [other for other in tree_usage(pid).pids if _is_running(other)]
+        alive = [other for other in tree_usage(pid).pids if is_alive(other)]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for other in alive:
                 _signal(other, number)
@@ -316,14 +313,6 @@ def _kill_tree(pid: int) -> None:
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.kill(pid, number)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
 
 
 def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from agentflow.cli.tables import print_table
 from agentflow.errors import ConfigError, DataError, UserError
 from agentflow.sandbox.attacks.base import GROUPS, Attack, Verdict
 from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox, chosen
-from agentflow.sandbox.base import Limits, Program, Result
+from agentflow.sandbox.base import Limits, Program, Result, Sandbox
 from agentflow.sandbox.bench import Speed, leaves_behind, measure
 from agentflow.sandbox.docker import build_image
 from agentflow.sandbox.docker import gc as docker_gc
@@ -64,12 +65,9 @@ def bench(*, backend: str, executions: int) -> bool:
 
 
 async def _bench(backend: str, executions: int) -> tuple[list[Speed], Mapping[str, int]]:
-    sandbox = await open_sandbox(backend or AUTO)
-    try:
+    async with _opened(backend) as sandbox:
         speeds = await measure(sandbox)
         return speeds, await leaves_behind(sandbox, executions) if executions else {}
-    finally:
-        await sandbox.close()
 
 
 def image(name: str, packages: Sequence[str]) -> None:
@@ -119,11 +117,8 @@ def _counted(verdicts: Sequence[Verdict]) -> tuple[int, int, int, str]:
 
 
 async def _attacked(attacks: Sequence[Attack], *, backend: str) -> list[Verdict]:
-    sandbox = await open_sandbox(backend or AUTO)
-    try:
+    async with _opened(backend) as sandbox:
         return await attack_sandbox(sandbox, attacks)
-    finally:
-        await sandbox.close()
 
 
 async def _tried(name: str) -> tuple[str, str]:
@@ -138,8 +133,14 @@ async def _tried(name: str) -> tuple[str, str]:
 
 
 async def _run(program: Program, limits: Limits, *, backend: str) -> Result:
+    async with _opened(backend) as sandbox:
+        return await sandbox.run(program, limits)
+
+
+@asynccontextmanager
+async def _opened(backend: str) -> AsyncIterator[Sandbox]:
     sandbox = await open_sandbox(backend or AUTO)
     try:
-        return await sandbox.run(program, limits)
+        yield sandbox
     finally:
         await sandbox.close()

@@ -30,7 +30,11 @@ def score(path: Path, words: Sequence[str], *, as_json: bool) -> None:
         )
     stored = run.config
     shaping = load_shaping(merge_rewards(section(stored, "rewards"), section(changes, "rewards")))
-    shaping.validate_terms([*section(section(stored, "rewards"), "terms"), *_stored_terms(run)])
+    known = [*section(section(stored, "rewards"), "terms")]
+    if changes:
+        # Only the trajectories know the terms that the run did not pay for.
+        known += _stored_terms(run)
+    shaping.validate_terms(known)
     rows = rescore(run, shaping, num_iterations=section(stored, "run").get("iterations", 1))
     if as_json:
         print_json({"run": str(path), "iterations": rows})
