@@ -1,0 +1,183 @@
+"""What a vLLM server is taught: to take its weights from a learner, to say which it holds, and to end with its owner.
+
+vLLM finds this module through the entry-point group `vllm.general_plugins` and calls `register` in each of its
+processes. Of AgentFlow only `digests` is imported here: a server may live in an environment of its own, which is given
+these two modules alone. Written against vLLM 0.32.
+"""
+
+import mmap
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm import _custom_ops
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
+
+from agentflow.policies.vllm.digests import digests
+
+ENGINE = "agentflow"
+PROTOCOL = 1
+"""Counts the changes of what learner and server say to each other."""
+_LIFELINE = "AGENTFLOW_LIFELINE"
+_TIMEOUT_S = 60.0
+
+
+def register() -> None:
+    """Make the engine known, in each process of a server."""
+    if ENGINE not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(ENGINE, __name__, "BufferEngine")
+    if current_platform.is_cpu():
+        # oneDNN would replace the weights by packed copies, which can be neither rewritten in place nor read again;
+        # sampling is as fast without it (docs/benchmarks.md).
+        _custom_ops._supports_onednn = False
+    lifeline = os.environ.pop(_LIFELINE, "")
+    if lifeline:
+        threading.Thread(target=_end_with_owner, args=(int(lifeline),), daemon=True).start()
+
+
+def _end_with_owner(lifeline: int) -> None:
+    """Wait until whoever started this server is gone, however it went, and end every process of the server."""
+    os.read(lifeline, 1)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+@dataclass
+class BufferInitInfo(WeightTransferInitInfo):
+    """Nothing is agreed beforehand: an update says where its weights are."""
+
+
+@dataclass
+class BufferUpdateInfo(WeightTransferUpdateInfo):
+    """Where a flat buffer of weights is, and what lies in it.
+
+    Attributes:
+        names: The tensors' names in a checkpoint.
+        dtypes: Their dtypes, as torch names them.
+        shapes: Their shapes.
+        offsets: Bytes from the buffer's start.
+        num_bytes: The buffer's size.
+        path: A file that both processes can map; empty where the buffer comes over TCP.
+        host: The learner's host.
+        port: Its port.
+        token: What the learner wants to hear before it sends.
+    """
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+    num_bytes: int
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    token: str = field(default="", repr=False)
+
+
+class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
+    """Load weights from a learner's buffer: shared memory on its own host, TCP between hosts."""
+
+    init_info_cls = BufferInitInfo
+    update_info_cls = BufferUpdateInfo
+    received: dict[str, str]
+    """The digests of what came with the last update."""
+
+    def init_transfer_engine(self, init_info: BufferInitInfo) -> None:
+        """Begin with nothing received."""
+        self.received = {}
+        self._mapped: tuple[str, mmap.mmap] | None = None
+
+    def start_weight_update(self) -> None:
+        """Prepare layers whose weights are kept in another form than in a checkpoint; on a CPU there are none."""
+        if not current_platform.is_cpu():
+            initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: BufferUpdateInfo) -> None:
+        """Write the learner's weights over the model's."""
+        buffer = torch.frombuffer(self._buffer(update_info), dtype=torch.uint8)
+        tensors = dict(_tensors(update_info, buffer))
+        if self.parallel_config.tensor_parallel_size > 1:
+            self.received = digests(tensors)
+        self.model.load_weights(tensors.items())
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Take an update; on a CPU there is no device to wait for."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if not current_platform.is_cpu():
+            torch.accelerator.synchronize()
+
+    def finish_weight_update(self) -> None:
+        """Bring the layers back into the form that they compute in."""
+        if not current_platform.is_cpu():
+            finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Let the mapping go."""
+        self._mapped = None
+
+    def _buffer(self, info: BufferUpdateInfo) -> Any:
+        if not info.path:
+            return _fetched(info)
+        # The mapping is kept: its page faults cost as much as the copy.
+        if self._mapped is None or self._mapped[0] != info.path:
+            with open(info.path, "rb") as file:
+                self._mapped = (info.path, mmap.mmap(file.fileno(), info.num_bytes, prot=mmap.PROT_READ))
+        return self._mapped[1]
+
+
+def _fetched(info: BufferUpdateInfo) -> bytearray:
+    """Fetch the buffer over TCP."""
+    buffer = bytearray(info.num_bytes)
+    view = memoryview(buffer)
+    with socket.create_connection((info.host, info.port), timeout=_TIMEOUT_S) as connection:
+        connection.sendall(info.token.encode() + b"\n")
+        while view:
+            count = connection.recv_into(view)
+            if not count:
+                raise ConnectionError(f"the learner closed the connection {len(view)} bytes before the end")
+            view = view[count:]
+    return buffer
+
+
+def _tensors(info: BufferUpdateInfo, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, dtype, shape, offset in zip(info.names, info.dtypes, info.shapes, info.offsets, strict=True):
+        kind = getattr(torch, dtype)
+        size = kind.itemsize * torch.Size(shape).numel()
+        yield name, buffer[offset : offset + size].view(kind).view(shape)
+
+
+class WorkerExtension:
+    """Methods that vLLM's worker gains (`--worker-extension-cls`)."""
+
+    def agentflow_digests(self) -> dict[str, str]:
+        """Return the digests of the weights that this worker computes with.
+
+        A worker that holds a slice of each tensor returns those of what it received.
+        """
+        worker: Any = self
+        if worker.parallel_config.tensor_parallel_size > 1:
+            received: dict[str, str] = worker.weight_transfer_engine.received
+            return received
+        return digests(dict(worker.model_runner.get_model().named_parameters()))
+
+    def agentflow_describe(self) -> dict[str, Any]:
+        """Return what a learner must agree with before it samples here."""
+        worker: Any = self
+        config = worker.vllm_config.model_config
+        return {
+            "protocol": PROTOCOL,
+            "architecture": config.architectures[0],
+            "vocabulary": config.get_vocab_size(),
+            "layers": config.hf_text_config.num_hidden_layers,
+            "hidden_size": config.hf_text_config.hidden_size,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "max_length": config.max_model_len,
+            "logprobs": str(getattr(config.logprobs_mode, "value", config.logprobs_mode)),
+        }

@@ -1,0 +1,121 @@
+"""The learner's side of a weight transfer: one flat buffer of all weights, that servers read.
+
+Weights that are on the CPU live in the buffer itself, so that publishing them costs nothing; others are copied there.
+Servers on the same host map the buffer, which is an anonymous file of this process and goes with it; servers on other
+hosts fetch it over TCP from an address that the user names.
+"""
+
+import hmac
+import mmap
+import os
+import secrets
+import socket
+import socketserver
+import threading
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agentflow.errors import ConfigError
+from agentflow.policies.vllm.digests import digests
+
+_ALIGNMENT = 64
+_TOKEN_BYTES = 256
+_PATIENCE_S = 60.0
+
+
+class WeightBuffer:
+    """All weights of a model in one buffer.
+
+    Args:
+        model: The learner's model; its weights on a CPU are moved into the buffer.
+        host: The address under which other hosts reach this one; None for servers on this host.
+
+    Raises:
+        ConfigError: Nothing can listen at the address.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, host: str | None = None) -> None:
+        self._weights = dict(model.named_parameters())
+        offset = 0
+        offsets = []
+        for weight in self._weights.values():
+            offsets.append(offset)
+            offset += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self.num_bytes = offset
+        self._file = os.memfd_create("agentflow-weights")
+        os.ftruncate(self._file, offset)
+        self._memory = mmap.mmap(self._file, offset)
+        self._views = {
+            name: self._view(weight, start) for (name, weight), start in zip(self._weights.items(), offsets, strict=True)
+        }
+        self._layout = {
+            "names": list(self._weights),
+            "dtypes": [str(weight.dtype).removeprefix("torch.") for weight in self._weights.values()],
+            "shapes": [list(weight.shape) for weight in self._weights.values()],
+            "offsets": offsets,
+            "num_bytes": offset,
+        }
+        self._sender = _Sender(self._memory, host) if host else None
+
+    def publish(self) -> None:
+        """Bring the buffer up to date."""
+        for name, weight in self._weights.items():
+            if weight.data_ptr() != self._views[name].data_ptr():
+                self._views[name].copy_(weight.detach())
+
+    def update_info(self) -> dict[str, Any]:
+        """Return what a server must know to read the buffer; see `server_plugin.BufferUpdateInfo`."""
+        if self._sender is not None:
+            return {**self._layout, **self._sender.address}
+        return {**self._layout, "path": f"/proc/{os.getpid()}/fd/{self._file}"}
+
+    def digests(self) -> dict[str, str]:
+        """Return the checksums of the published weights, as servers compute them of theirs."""
+        return digests(self._views)
+
+    def close(self) -> None:
+        """Send nothing any more; the weights stay where they are, for as long as the model uses them."""
+        if self._sender is not None:
+            self._sender.close()
+        os.close(self._file)
+
+    def _view(self, weight: torch.nn.Parameter, start: int) -> Tensor:
+        flat = torch.frombuffer(self._memory, dtype=weight.dtype, count=weight.numel(), offset=start)
+        view = flat.view(weight.shape)
+        view.copy_(weight.detach())
+        if weight.device.type == "cpu":
+            weight.data = view
+        return view
+
+
+class _Sender:
+    """Sends the buffer to whoever connects and knows the token."""
+
+    def __init__(self, memory: mmap.mmap, host: str) -> None:
+        token = secrets.token_urlsafe(32)
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.settimeout(_PATIENCE_S)
+                with closing(self.request.makefile("rb")) as said:
+                    if hmac.compare_digest(said.readline(_TOKEN_BYTES).strip(), token.encode()):
+                        self.request.sendall(memory)
+
+        try:
+            self._server = socketserver.ThreadingTCPServer((host, 0), Handler)
+        except (OSError, socket.gaierror) as error:
+            raise ConfigError(
+                f"policy.weights_host = {host!r}: nothing can listen there ({error}).",
+                "Give an address of this host that the servers reach.",
+            ) from error
+        self._server.daemon_threads = True
+        self.address = {"host": host, "port": self._server.server_address[1], "token": token}
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
