@@ -1,7 +1,9 @@
 """The policy contract, and the scripted policy that plays it without a model."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from agentflow.trajectory import Completion
@@ -40,6 +42,33 @@ class Policy(Protocol):
 
     def release(self, session: str) -> None:
         """Forget what is kept for a session; unknown sessions are ignored."""
+        ...
+
+
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose weights are a learner's.
+
+    Attributes:
+        version: The number of updates of the weights that it samples from.
+    """
+
+    version: int
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of one episode that the model has positions for."""
+        ...
+
+    def serving(self, folder: Path) -> AbstractContextManager[None]:
+        """Be ready to sample within; logs go into a folder of the given one."""
+        ...
+
+    def updating(self) -> AbstractContextManager[None]:
+        """Let the learner change the weights within; after it, whatever is sampled is sampled from the new ones."""
+        ...
+
+    def forget(self) -> None:
+        """Free what is remembered of all sessions."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Put a run together from its configuration: environment, model, renderer, policy, agent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agentflow.agents.react import ReAct
@@ -9,6 +9,8 @@ from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError
 from agentflow.models import LoadedModel, load_model
 from agentflow.policies.in_process import TransformersPolicy
+from agentflow.policies.vllm.policy import VllmPolicy
+from agentflow.policy import TrainablePolicy
 from agentflow.renderer import Renderer
 from agentflow.rollout import Rollout
 from agentflow.trainers.settings import EnvironmentConfig, TrainConfig
@@ -29,7 +31,7 @@ class Assembly:
     make_environment: Callable[[], Environment]
     loaded: LoadedModel
     renderer: Renderer
-    policy: TransformersPolicy
+    policy: TrainablePolicy
     rollout: Rollout
 
 
@@ -58,7 +60,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     environment = make_environment()
     loaded = loaded or load_model(config.model, env=config.env.name)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
-    policy = TransformersPolicy(loaded.model, sorted(renderer.stop_ids))
+    policy = _policy(config, loaded, stop_ids=sorted(renderer.stop_ids))
     if config.agent.max_episode_tokens > policy.max_length:
         raise ConfigError(
             f"agent.max_episode_tokens = {config.agent.max_episode_tokens} is more than the {policy.max_length} tokens "
@@ -77,3 +79,9 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
         temperature=config.policy.temperature,
     )
     return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout))
+
+
+def _policy(config: TrainConfig, loaded: LoadedModel, *, stop_ids: Sequence[int]) -> TrainablePolicy:
+    if config.policy.backend != "vllm":
+        return TransformersPolicy(loaded.model, stop_ids)
+    return VllmPolicy(loaded.model, stop_ids, config=config.policy, max_episode_tokens=config.agent.max_episode_tokens)

@@ -136,11 +136,9 @@ class Trainer:
         batch = self._collect(iteration, progress)
         self._run.write_groups(iteration, batch.groups)
         samples = self._samples(batch, iteration)
-        # The memory of sampling is not needed while gradients are.
-        self._assembly.policy.forget()
         started = time.monotonic()
-        stats = self._learner.update(samples, self.config.algorithm) if samples else None
-        self._assembly.policy.updated()
+        with self._assembly.policy.updating():
+            stats = self._learner.update(samples, self.config.algorithm) if samples else None
         update_s = time.monotonic() - started
         scored = [trajectory for group in batch.groups for trajectory in group.scored]
         if scored:
@@ -269,7 +267,8 @@ def train(config: TrainConfig, console: Console) -> Path:
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
         run.write_file("agent.yaml", agent_card(config, assembly))
-        Trainer(config, assembly, run=run, console=console).train()
+        with assembly.policy.serving(run.path):
+            Trainer(config, assembly, run=run, console=console).train()
         return run.path
 
 
@@ -298,7 +297,9 @@ def resume(path: Path, console: Console) -> Path:
     """
     with Run.resume(path) as run:
         config = validate_options(TrainConfig, run.config, "config.yaml")
-        trainer = Trainer(config, assembled(config), run=run, console=console)
+        assembly = assembled(config)
+        trainer = Trainer(config, assembly, run=run, console=console)
         trainer.restore()
-        trainer.train()
+        with assembly.policy.serving(run.path):
+            trainer.train()
         return run.path

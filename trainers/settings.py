@@ -9,6 +9,7 @@ from agentflow.agents.react import AgentConfig
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
+from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
 from agentflow.rollout import RolloutConfig
 from agentflow.trainers.algorithm import AlgorithmConfig, load_recipe
@@ -37,11 +38,13 @@ class EnvironmentConfig(Config):
         return dict(self.model_extra or {})
 
 
-class PolicyConfig(Config):
+class PolicyConfig(ServerConfig):
     """How turns are sampled."""
 
-    backend: Literal["transformers", "scripted"] = Field(
-        "transformers", description="`transformers` samples from the model; `scripted` plays the environment's expert."
+    backend: Literal["transformers", "vllm", "scripted"] = Field(
+        "transformers",
+        description="`transformers` samples in this process, `vllm` from servers; `scripted` plays the environment's "
+        "expert.",
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits, in sampling and in the learner alike.")
 
@@ -93,6 +96,13 @@ class TrainConfig(Config):
             raise ConfigError(
                 f"run.group_size = {self.run.group_size} leaves nothing to compare a trajectory with.",
                 f"algorithm.baseline={self.algorithm.baseline} needs at least 2; reinforce++ needs none.",
+            )
+        inert = [name for name in ServerConfig.model_fields if is_changed(self.policy, name)]
+        if inert and self.policy.backend != "vllm":
+            raise ConfigError(f"policy.{inert[0]} does nothing without servers.", "Set policy.backend=vllm as well.")
+        if self.policy.backend == "vllm" and self.model.lora_rank:
+            raise ConfigError(
+                "model.lora_rank cannot be combined with policy.backend=vllm.", "Use policy.backend=transformers."
             )
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")

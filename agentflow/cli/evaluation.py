@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast, get_args
 
 from rich.console import Console as RichConsole
@@ -60,7 +61,11 @@ def evaluate(target: str, request: Request, *, env: str | None, words: Sequence[
     hush_libraries()
     parts = assemble(config)
     # Standard output is for the result.
-    with open_console(output=RichConsole(stderr=True)) as console:
+    with (
+        open_console(output=RichConsole(stderr=True)) as console,
+        TemporaryDirectory(prefix="agentflow-eval-") as folder,
+        parts.policy.serving(Path(folder)),
+    ):
         found, _ = play(
             parts,
             split=cast(Split, request.split),

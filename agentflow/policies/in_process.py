@@ -10,8 +10,10 @@ function of the seed, and so is the run.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,10 +116,16 @@ class TransformersPolicy:
         self._active = [request for request in self._active if request.session != session]
         self._released.add(session)
 
-    def updated(self) -> None:
-        """Note that the weights have changed: what is remembered no longer fits them."""
-        self.version += 1
+    def serving(self, folder: Path) -> AbstractContextManager[None]:
+        """Do nothing: this policy is always ready, and logs nothing."""
+        return nullcontext()
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Let the weights change within: what is remembered no longer fits them, and its memory is free meanwhile."""
         self.forget()
+        yield
+        self.version += 1
 
     def forget(self) -> None:
         """Free the memory of all sessions."""

@@ -152,7 +152,7 @@ def rollout_sides(folder: str, shape: Shape) -> dict[str, Callable[[], int]]:
     rows = [prompt for prompt in prompts.values() for _ in range(GROUP)]
 
     def ours() -> int:
-        policy.updated()  # as in training, where the weights, and so all keys and values, are new
+        policy.forget()  # as in training, where the weights, and so all keys and values, are new
         collected = rollout.run(tasks, group_size=GROUP, seed=0, label="0")
         turns = [turn for trajectory in collected.trajectories for turn in trajectory.turns]
         return sum(len(turn.context_ids) + len(turn.completion.token_ids) for turn in turns)

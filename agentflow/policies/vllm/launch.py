@@ -1,0 +1,123 @@
+"""How vLLM servers of our own are started: which Python, which arguments, which GPUs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from agentflow.errors import ConfigError
+from agentflow.policies.vllm.servers import PLUGIN, PYTHON_VARIABLE, Launch, ServerConfig
+
+INSTALL = (
+    "vLLM may live in an environment of its own: `make vllm`, then "
+    f"`export {PYTHON_VARIABLE}=$PWD/.venv-vllm/bin/python`, or set policy.python."
+)
+_OURS = frozenset(
+    "--model --uds --port --host --dtype --load-format --max-model-len --max-num-seqs --logprobs-mode "
+    "--worker-extension-cls --weight-transfer-config --served-model-name --skip-tokenizer-init".split()
+)
+_MIN_BATCHED_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a server is to serve.
+
+    Attributes:
+        folder: A folder with the model's config.json; its weights come by transfer.
+        dtype: Dtype of the weights, as torch names it.
+        max_length: Most tokens of an episode.
+        gpus: GPUs that are visible to this process; with none, servers run on the CPU.
+    """
+
+    folder: Path
+    dtype: str
+    max_length: int
+    gpus: int
+
+
+def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch]:
+    """Return how each server is started.
+
+    Args:
+        config: The servers.
+        served: What they serve.
+        logs: Folder of their logs.
+
+    Raises:
+        ConfigError: There are not enough GPUs, an argument is ours to give, or vLLM is missing.
+    """
+    taken = sorted({word.partition("=")[0] for word in config.server_args} & _OURS)
+    if taken:
+        raise ConfigError(f"policy.server_args holds {taken[0]}, which AgentFlow sets itself.", "Leave it out.")
+    needed = config.servers * config.gpus
+    if needed > served.gpus:
+        raise ConfigError(
+            f"{config.servers} servers with {config.gpus} GPUs each need {needed}, and {served.gpus} are visible.",
+            "Lower policy.servers or policy.gpus.",
+        )
+    python = server_python(config)
+    args = [*_arguments(config, served), *config.server_args]
+    environment = {} if served.gpus else {"VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
+    return [
+        Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config.gpus)})
+        for i in range(config.servers)
+    ]
+
+
+def server_python(config: ServerConfig) -> str:
+    """Return the interpreter that runs servers.
+
+    Raises:
+        ConfigError: No interpreter with vLLM is known.
+    """
+    chosen = config.python if config.python != "auto" else os.environ.get(PYTHON_VARIABLE, "")
+    if not chosen and find_spec("vllm") is not None:
+        return sys.executable
+    if not chosen:
+        raise ConfigError("policy.backend=vllm needs vLLM, which this Python does not have.", INSTALL)
+    path = shutil.which(Path(chosen).expanduser())
+    if path is None:
+        raise ConfigError(f"The Python for vLLM, {chosen!r}, is no program.", INSTALL)
+    question = "import importlib.util as u; print(u.find_spec('vllm') is not None)"
+    try:
+        answer = subprocess.run([path, "-c", question], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"The Python for vLLM, {chosen!r}, cannot be run: {error}.", INSTALL) from error
+    if answer.stdout.strip() != "True":
+        raise ConfigError(f"The Python for vLLM, {chosen!r}, has no vLLM.", INSTALL)
+    # A virtual environment's interpreter is a link: followed, it would forget its environment.
+    return os.path.abspath(path)
+
+
+def _arguments(config: ServerConfig, served: Served) -> list[str]:
+    arguments = [
+        f"--model={served.folder}",
+        "--served-model-name=policy",
+        "--skip-tokenizer-init",
+        "--load-format=dummy",
+        f"--dtype={served.dtype}",
+        f"--max-model-len={served.max_length}",
+        f"--max-num-seqs={config.max_sequences}",
+        "--logprobs-mode=processed_logprobs",
+        "--enable-scale-out",
+        f"--worker-extension-cls={PLUGIN}.WorkerExtension",
+        '--weight-transfer-config={"backend":"agentflow"}',
+    ]
+    if served.gpus:
+        return arguments
+    # A prompt that is split between steps makes vLLM 0.32 rewind its generator, which a CPU's cannot.
+    batched = max(served.max_length, _MIN_BATCHED_TOKENS)
+    return [*arguments, "--enforce-eager", "--no-enable-chunked-prefill", f"--max-num-batched-tokens={batched}"]
+
+
+def _placement(index: int, gpus: int) -> dict[str, str]:
+    """Return the environment variable that gives a server its GPUs."""
+    if not gpus:
+        return {}
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    own = range(index * gpus, (index + 1) * gpus)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(named[i] if named else str(i) for i in own)}

@@ -1,0 +1,151 @@
+"""The policy that samples from vLLM servers, whose weights follow the learner's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from agentflow.concurrency import BackgroundLoop
+from agentflow.errors import PolicyFailure
+from agentflow.policies.vllm.launch import Served, launches
+from agentflow.policies.vllm.pool import ServerPool
+from agentflow.policies.vllm.servers import Server, ServerConfig
+from agentflow.policies.vllm.weights import WeightBuffer
+from agentflow.policy import Sampling
+from agentflow.trajectory import Completion
+
+_PROTOCOL = 1  # `server_plugin.PROTOCOL`, which only a server can import
+_FOLDER = "servers"
+
+
+class VllmPolicy:
+    """Sample from vLLM, tokens in and tokens out.
+
+    It samples between entering and leaving `serving`. A turn's seed goes with it, but probabilities depend in their
+    last bits on what else the server computes, so that two runs agree statistically and not bit for bit.
+
+    Args:
+        model: The learner's model.
+        stop_ids: Tokens that end a turn.
+        config: The servers.
+        max_episode_tokens: The longest transcript that will be asked for.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, stop_ids: Sequence[int], *, config: ServerConfig, max_episode_tokens: int
+    ) -> None:
+        self.model = model
+        self.version = 0
+        text: Any = model.config.get_text_config()
+        self.max_length: int = text.max_position_embeddings
+        self._stop_ids = sorted(stop_ids)
+        self._config = config
+        self._wanted = {
+            "protocol": _PROTOCOL,
+            "architecture": type(model).__name__,
+            "vocabulary": text.vocab_size,
+            "layers": text.num_hidden_layers,
+            "hidden_size": text.hidden_size,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "logprobs": "processed_logprobs",
+            "max_length": max_episode_tokens,
+        }
+        self._pool: ServerPool | None = None
+        self._loop: BackgroundLoop | None = None
+
+    @contextmanager
+    def serving(self, folder: Path) -> Iterator[None]:
+        """Start the servers, and stop them at the end.
+
+        Args:
+            folder: Where the servers' logs go, into a folder of their own.
+
+        Raises:
+            ConfigError: A server does not start, or serves something else than what is trained.
+        """
+        servers = self._servers(folder / _FOLDER)
+        buffer = WeightBuffer(self.model, host=self._config.weights_host)
+        loop = self._loop = BackgroundLoop()
+        try:
+            pool = self._pool = loop.call(ServerPool, servers, buffer, config=self._config, wanted=self._wanted)
+            try:
+                loop.run(pool.start(self.version))
+                yield
+            finally:
+                loop.run(pool.close())
+        finally:
+            self._pool = None
+            loop.close()
+            buffer.close()
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Completion:
+        """Sample one turn; see `policy.Policy`."""
+        assert self._pool is not None and self._loop is not None, "a policy samples while it is serving"
+        body = {
+            "token_ids": list(prompt_ids),
+            "sampling_params": {
+                "temperature": sampling.temperature,
+                "max_tokens": sampling.max_tokens,
+                "seed": sampling.seed,
+                "logprobs": 0,
+                "stop_token_ids": self._stop_ids,
+                "ignore_eos": True,
+                "detokenize": False,
+            },
+        }
+        choice = await self._loop.wrap(self._pool.generate(body, session))
+        return _completion(choice)
+
+    def release(self, session: str) -> None:
+        """Forget which server holds a session's beginning."""
+        if self._pool is not None and self._loop is not None:
+            self._loop.call_soon(self._pool.forget, session)
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Change the model's weights within, and every server follows before this returns."""
+        assert self._pool is not None and self._loop is not None, "weights follow while the policy is serving"
+        self._loop.run(self._pool.hold())
+        try:
+            yield
+            self.version += 1
+        finally:
+            self._loop.run(self._pool.push(self.version))
+
+    def forget(self) -> None:
+        """Do nothing: the servers' memory is their own."""
+
+    @property
+    def num_restarts(self) -> int:
+        """Times that a server was started again."""
+        return self._pool.num_restarts if self._pool is not None else 0
+
+    def _servers(self, folder: Path) -> list[Server]:
+        if self._config.urls:
+            return [Server(url, self._config, url=url) for url in self._config.urls]
+        model_folder = folder / "model"
+        model_folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.save_pretrained(model_folder)
+        served = Served(
+            folder=model_folder.absolute(),
+            dtype=self._wanted["dtype"],
+            max_length=self._wanted["max_length"],
+            gpus=torch.cuda.device_count(),
+        )
+        starts = launches(self._config, served, logs=folder.absolute())
+        return [Server(f"server-{i}", self._config, launch=launch) for i, launch in enumerate(starts)]
+
+
+def _completion(choice: Mapping[str, Any]) -> Completion:
+    """Read vLLM's choice; the version is that of the oldest weights that sampled a token of it."""
+    logprobs = tuple(token["logprob"] for token in choice["logprobs"]["content"])
+    token_ids = tuple(choice["token_ids"])
+    versions = [span["version"] for span in choice["weight_versions"] or ()]
+    if len(logprobs) != len(token_ids) or not token_ids or not all(version.isdigit() for version in versions):
+        raise PolicyFailure(
+            f"a server answered {len(token_ids)} tokens with {len(logprobs)} log-probs of the versions {versions}"
+        )
+    return Completion(token_ids, logprobs, choice["finish_reason"], min(map(int, versions)))

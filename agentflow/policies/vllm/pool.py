@@ -1,0 +1,271 @@
+"""Several servers that behave as one: the least loaded one samples, a broken one is brought back, all hold one version.
+
+A server samples only after it was seen to hold the current weights. One that dies, or gives no sign of life, is started
+again and sent the weights before its share of the work returns to it; the turns that it was sampling are sampled anew.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agentflow.errors import ConfigError, PolicyFailure, RunAborted
+from agentflow.policies.vllm.servers import Server, ServerConfig, ServerTrouble
+from agentflow.policies.vllm.weights import WeightBuffer
+
+_log = logging.getLogger(__name__)
+
+_BYTES_PER_S = 50e6  # slower than any network that weights are sent over
+_PROBES_PER_HANG = 3
+
+
+class ServerPool:
+    """The servers of one policy; all methods belong to one event loop.
+
+    Args:
+        servers: The servers, not yet started.
+        buffer: The learner's weights.
+        config: Patience, and the restarts that a run bears.
+        wanted: What each server must say of itself (`WorkerExtension.agentflow_describe`).
+    """
+
+    def __init__(
+        self, servers: Sequence[Server], buffer: WeightBuffer, *, config: ServerConfig, wanted: Mapping[str, Any]
+    ) -> None:
+        self._servers = servers
+        self._buffer = buffer
+        self._config = config
+        self._wanted = wanted
+        self._version = 0
+        self._homes: dict[str, Server] = {}
+        self._changed = asyncio.Condition()
+        self._num_reading = 0
+        self._is_held = False
+        self._lost: dict[str, str] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self.num_restarts = 0
+
+    async def start(self, version: int) -> None:
+        """Start every server and send it the weights.
+
+        Raises:
+            ConfigError: One does not start, or serves something else.
+            RunAborted: One holds other weights than it was sent.
+        """
+        self._version = version
+        try:
+            async with asyncio.TaskGroup() as group:
+                for server in self._servers:
+                    group.create_task(self._bring_up(server))
+        except* (ConfigError, RunAborted, ServerTrouble, PolicyFailure) as several:
+            first = several.exceptions[0]
+            if isinstance(first, ServerTrouble | PolicyFailure):
+                raise ConfigError(f"{first}. {self._last_words()}".strip(), "Read the server's log.") from first
+            raise first from None
+        self._watch = asyncio.create_task(self._watch_over())
+
+    async def close(self) -> None:
+        """Stop every server."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await asyncio.gather(*(server.stop() for server in self._servers))
+
+    async def generate(self, body: Mapping[str, Any], session: str) -> Mapping[str, Any]:
+        """Sample one turn, on another server or a restarted one if need be.
+
+        Returns:
+            vLLM's choice: token ids, log-probs, finish reason, weight versions.
+
+        Raises:
+            PolicyFailure: No server could sample it.
+        """
+        trouble = "no server was asked"
+        for _ in range(self._config.restarts + 2):
+            server = await self._choose(session)
+            try:
+                return await self._ask(server, body)
+            except ServerTrouble as error:
+                trouble = str(error)
+            await self._mend(server, trouble)
+        raise PolicyFailure(f"a turn was given up after {self._config.restarts + 2} attempts: {trouble}")
+
+    def forget(self, session: str) -> None:
+        """Forget which server holds the beginning of a session."""
+        self._homes.pop(session, None)
+
+    async def hold(self) -> None:
+        """Let no server read the weights until `push`: they are about to change."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._num_reading)
+            self._is_held = True
+
+    async def push(self, version: int) -> None:
+        """Bring every server to the learner's weights; turns under way are held up, and go on with the new ones.
+
+        Raises:
+            PolicyFailure: No server is left.
+            RunAborted: One holds other weights than it was sent.
+        """
+        self._version = version
+        await asyncio.to_thread(self._buffer.publish)
+        await self._let_go()
+        await asyncio.gather(*(self._bring_up_to_date(server) for server in self._servers))
+        if len(self._lost) == len(self._servers):
+            raise PolicyFailure("; ".join(self._lost.values()))
+
+    async def _let_go(self) -> None:
+        async with self._changed:
+            self._is_held = False
+            self._changed.notify_all()
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._is_held)
+            self._num_reading += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._num_reading -= 1
+                self._changed.notify_all()
+
+    async def _choose(self, session: str) -> Server:
+        """Return the server that holds a session's beginning, or else the least loaded one that may sample."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ready() or len(self._lost) == len(self._servers))
+        ready = self._ready()
+        if not ready:
+            raise PolicyFailure("; ".join(self._lost.values()))
+        home = self._homes.get(session)
+        if home not in ready:
+            home = min(ready, key=lambda server: len(server.under_way))
+            self._homes[session] = home
+        return home
+
+    def _ready(self) -> list[Server]:
+        return [server for server in self._servers if server.is_ready]
+
+    async def _ask(self, server: Server, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        request = asyncio.ensure_future(server.call("/inference/v1/generate", body, timeout_s=self._config.turn_s))
+        server.under_way.add(request)
+        try:
+            await asyncio.wait([request])
+        finally:
+            server.under_way.discard(request)
+            request.cancel()
+        if request.cancelled():
+            raise ServerTrouble(f"{server.name} gave no sign of life for {self._config.hang_s:g} s")
+        choice: Mapping[str, Any] = request.result()["choices"][0]
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise ServerTrouble(f"{server.name} ended a turn with {choice['finish_reason']!r}")
+        return choice
+
+    async def _watch_over(self) -> None:
+        """Look after servers that are at work: one that hangs would otherwise hold its turns for ever."""
+        while True:
+            await asyncio.sleep(self._config.hang_s / _PROBES_PER_HANG)
+            busy = [server for server in self._ready() if server.under_way]
+            await asyncio.gather(*(self._mend(server, "it gave no sign of life") for server in busy))
+
+    async def _mend(self, server: Server, trouble: str) -> None:
+        """Bring a server back that is in trouble; one that answers is left alone."""
+        starts = server.num_starts
+        async with server.mending:
+            if server.num_starts != starts or (server.is_ready and await server.is_alive()):
+                return
+            await self._restart(server, trouble)
+
+    async def _bring_up_to_date(self, server: Server) -> None:
+        async with server.mending:
+            if server.name in self._lost:
+                return
+            try:
+                await self._send(server)
+            except (ServerTrouble, PolicyFailure) as error:
+                await self._restart(server, str(error))
+
+    async def _restart(self, server: Server, trouble: str) -> None:
+        """Start a server again, or wait for one that is not ours; give it up where that does not help."""
+        server.is_ready = False
+        while server.num_starts <= self._config.restarts:
+            _log.warning("%s is started again: %s. %s", server.name, trouble, server.last_words())
+            server.break_off()
+            self.num_restarts += 1
+            try:
+                await server.stop()
+                await self._bring_up(server)
+            except (ConfigError, ServerTrouble, PolicyFailure) as error:
+                trouble = str(error)
+            else:
+                return
+        await server.stop()
+        async with self._changed:
+            self._lost[server.name] = f"{server.name} was given up (policy.restarts): {trouble}"
+            self._changed.notify_all()
+        server.break_off()
+
+    async def _bring_up(self, server: Server) -> None:
+        """Start a server, see that it serves our model, and send it the weights."""
+        await server.start()
+        try:
+            told = await server.call("/collective_rpc", {"method": "agentflow_describe"})
+        except (ServerTrouble, PolicyFailure) as error:
+            raise ConfigError(
+                f"{server.name} does not know AgentFlow's plugin ({error}).", "Start it as docs/vllm.md says."
+            ) from error
+        _check_served(server.name, told["results"][0], self._wanted)
+        await server.call("/init_weight_transfer_engine", {"init_info": {}})
+        await self._send(server)
+
+    async def _send(self, server: Server) -> None:
+        """Send the weights, and see that the server computes with them."""
+        patience_s = self._config.hang_s + self._buffer.num_bytes / _BYTES_PER_S
+        async with self._reading():
+            version = self._version
+            expected = asyncio.ensure_future(asyncio.to_thread(self._buffer.digests))
+            # Turns under way keep what they have sampled, and go on once their keys and values are computed anew.
+            await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
+            await server.call("/start_weight_update", {}, timeout_s=patience_s)
+            info = self._buffer.update_info()
+            await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
+            await server.call("/finish_weight_update", {"weight_version": str(version)}, timeout_s=patience_s)
+            told = await server.call("/collective_rpc", {"method": "agentflow_digests"}, timeout_s=patience_s)
+            wanted = await expected
+        for held in told["results"]:
+            different = sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key))
+            if different:
+                raise RunAborted(
+                    f"{server.name} holds other weights than the learner after version {version}: {different[:3]} "
+                    f"differ of {len(wanted)} parts. Is the model quantised, or its vLLM class unlike transformers'?"
+                )
+        await server.call("/reset_prefix_cache?reset_running_requests=true", {})
+        await server.call("/resume", {})
+        async with self._changed:
+            server.is_ready = True
+            self._changed.notify_all()
+
+    def _last_words(self) -> str:
+        return " ".join(filter(None, (server.last_words() for server in self._servers)))
+
+
+def _check_served(name: str, told: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a server that serves something else than what is trained.
+
+    Raises:
+        ConfigError: With what differs.
+    """
+    longest = told.get("max_length", 0)
+    different = [
+        f"{key} {told.get(key)!r} instead of {value!r}"
+        for key, value in wanted.items()
+        if key != "max_length" and told.get(key) != value
+    ]
+    if longest < wanted["max_length"]:
+        different.append(f"max_length {longest} below agent.max_episode_tokens = {wanted['max_length']}")
+    if different:
+        raise ConfigError(
+            f"{name} serves something else than what is trained: {', '.join(different)}.",
+            "Start it with the model that is trained, as docs/vllm.md says.",
+        )

@@ -1,0 +1,274 @@
+"""One vLLM server: a process that we start, or an address that we are given."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from pydantic import Field
+
+from agentflow.config import Config
+from agentflow.errors import ConfigError, PolicyFailure
+from agentflow.remote import checked_url, detail_of
+
+PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
+PLUGIN = "agentflow.policies.vllm.server_plugin"
+_SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py")
+_PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
+_POLL_S = 0.2
+_LOG_LINES = 5
+
+
+class ServerConfig(Config):
+    """The vLLM servers that a policy samples from (`policy.backend=vllm`)."""
+
+    servers: int = Field(1, ge=1, description="vLLM servers to start on this host.")
+    urls: tuple[str, ...] = Field(
+        (), description="Addresses of running vLLM servers to use instead; docs/vllm.md says how they are started."
+    )
+    python: str = Field(
+        "auto", description=f"Python with vLLM that runs the servers; `auto` is ${PYTHON_VARIABLE}, or this one."
+    )
+    gpus: int = Field(0, ge=0, description="GPUs of each server, taken in order; 0 shares all that are visible.")
+    cache_gb: int = Field(1, ge=1, description="Memory of a server's key-value cache where it runs on a CPU, in GiB.")
+    max_sequences: int = Field(128, ge=1, description="Most turns that a server decodes at once.")
+    server_args: tuple[str, ...] = Field(
+        (), description="Further words of vLLM's command line, such as `--tensor-parallel-size=2`."
+    )
+    weights_host: str | None = Field(
+        None, description="Address of this host on which servers of other hosts fetch weights; null shares memory."
+    )
+    startup_s: float = Field(600.0, gt=0, description="Seconds that a server may take to start.")
+    turn_s: float = Field(600.0, gt=0, description="Seconds after which a turn that is still sampled has failed.")
+    hang_s: float = Field(30.0, gt=0, description="Seconds without a sign of life after which a server has hung.")
+    restarts: int = Field(3, ge=0, description="Times that each server is restarted in a run.")
+
+
+class ServerTrouble(Exception):
+    """A server did not answer, or not sensibly: it may have to be restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a server of our own is started.
+
+    Attributes:
+        python: The interpreter with vLLM.
+        log: Where its output goes.
+        args: vLLM's command line.
+        environment: Environment variables besides those that are passed on.
+    """
+
+    python: str
+    log: Path
+    args: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class Server:
+    """A connection to one server, and its process if we started it.
+
+    All methods belong to one event loop.
+
+    Args:
+        name: What messages call it.
+        config: Patience.
+        url: Its address; empty if `launch` starts it.
+        launch: How it is started; None for one that somebody else runs.
+    """
+
+    def __init__(self, name: str, config: ServerConfig, *, url: str = "", launch: Launch | None = None) -> None:
+        self.name = name
+        self.is_ready = False
+        """Whether it holds the current weights and may sample."""
+        self.num_starts = 0
+        self.under_way: set[asyncio.Task[Any]] = set()
+        self.mending = asyncio.Lock()
+        self._config = config
+        self._launch = launch
+        self._url = str(checked_url(url, "policy.urls")) if url else "http://localhost"
+        self._process: _Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we started it, and may restart it."""
+        return self._launch is not None
+
+    async def start(self) -> None:
+        """Start it, or find it where it is said to be.
+
+        Raises:
+            ConfigError: It does not come up.
+        """
+        self.num_starts += 1
+        connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
+        if self._launch is not None:
+            self._process = _Process(self._launch)
+            connector = aiohttp.UnixConnector(self._process.socket, limit=0)
+        self._session = aiohttp.ClientSession(connector=connector)
+        try:
+            await self._wait_until_healthy()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Close the connection, and end the process if it is ours."""
+        self.is_ready = False
+        session, process = self._session, self._process
+        self._session = self._process = None
+        if process is not None:
+            await asyncio.to_thread(process.end)
+        if session is not None:
+            await session.close()
+
+    def break_off(self) -> None:
+        """End whatever is under way here: the server no longer answers."""
+        for task in self.under_way:
+            task.cancel()
+
+    async def call(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
+        """Post to the server, or get where there is no body, and return the JSON that it answers.
+
+        Raises:
+            ServerTrouble: It did not answer, or answered with a server's error.
+            PolicyFailure: It refuses the request.
+        """
+        if self._session is None:
+            raise ServerTrouble(f"{self.name} is not running")
+        method = "GET" if body is None else "POST"
+        timeout = aiohttp.ClientTimeout(total=timeout_s or self._config.hang_s)
+        try:
+            async with self._session.request(method, self._url + path, json=body, timeout=timeout) as response:
+                if response.status == 200:
+                    return await response.json(content_type=None)
+                text = detail_of(await response.text())
+        # aiohttp raises a RuntimeError where the session is closed while a request waits for a connection.
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
+            raise ServerTrouble(f"{self.name} {path}: {type(error).__name__} {error}".strip()) from None
+        if response.status < 500:
+            raise PolicyFailure(f"{self.name} {path}: HTTP {response.status} {text}")
+        raise ServerTrouble(f"{self.name} {path}: HTTP {response.status} {text}")
+
+    async def is_alive(self) -> bool:
+        """Say whether the server, and the engine behind it, answer in time."""
+        try:
+            await self.call("/weight_info")
+        except (ServerTrouble, PolicyFailure):
+            return False
+        return True
+
+    def last_words(self) -> str:
+        """Return the end of the log of a server of ours; empty for another one."""
+        if self._launch is None:
+            return ""
+        lines = self._launch.log.read_text(errors="replace").splitlines()
+        told = [line for line in lines if "rror" in line] or lines
+        return f"{self._launch.log} ends: " + " | ".join(line.strip()[-200:] for line in told[-_LOG_LINES:])
+
+    async def _wait_until_healthy(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.startup_s
+        trouble = "it was not asked"
+        while loop.time() < deadline:
+            code = self._process.exit_code if self._process is not None else None
+            if code is not None:
+                raise ConfigError(
+                    f"{self.name} ended with exit code {code} before it answered. {self.last_words()}",
+                    "Read its log; policy.server_args adds words to its command line.",
+                )
+            try:
+                await self.call("/weight_info")
+            except PolicyFailure as failure:
+                raise ConfigError(
+                    f"{self._url} is no vLLM server whose weights can be updated ({failure}).",
+                    "Start it as docs/vllm.md says.",
+                ) from failure
+            except ServerTrouble as error:
+                trouble = str(error)
+                await asyncio.sleep(_POLL_S)
+            else:
+                return
+        raise ConfigError(
+            f"{self.name} did not answer within {self._config.startup_s:g} s ({trouble}). {self.last_words()}".strip(),
+            "Check its address, or raise policy.startup_s.",
+        )
+
+
+class _Process:
+    """The processes of a server of ours.
+
+    They listen on a socket in a folder of our own, which needs no port and which nobody else can reach, and they end
+    when this process does, however it ends: the pipe that they hold then closes.
+
+    Args:
+        launch: How it is started.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="agentflow-vllm-"))
+        self.socket = str(self._folder / "socket")
+        _write_plugin(self._folder)
+        theirs, self._lifeline = os.pipe()
+        passed_on = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
+        launch.log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with launch.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [launch.python, "-m", "vllm.entrypoints.openai.api_server", f"--uds={self.socket}", *launch.args],
+                    env={
+                        **passed_on,
+                        "PYTHONPATH": str(self._folder),
+                        "VLLM_SERVER_DEV_MODE": "1",
+                        "VLLM_NO_USAGE_STATS": "1",
+                        "HF_HUB_OFFLINE": "1",
+                        "AGENTFLOW_LIFELINE": str(theirs),
+                        **launch.environment,
+                    },
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[theirs],
+                    cwd=self._folder,
+                )
+        finally:
+            os.close(theirs)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Kill every process of the server, and remove its folder."""
+        os.close(self._lifeline)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write_plugin(folder: Path) -> None:
+    """Put into a folder what a server imports of AgentFlow, and the entry point by which vLLM finds it."""
+    package = folder
+    for part in PLUGIN.split(".")[:-1]:
+        package = package / part
+        package.mkdir()
+        (package / "__init__.py").touch()
+    for name in _SHARED_WITH_SERVERS:
+        shutil.copy(Path(__file__).with_name(name), package)
+    info = folder / "agentflow_server_plugin-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agentflow-server-plugin\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[vllm.general_plugins]\nagentflow = {PLUGIN}:register\n")
