@@ -79,6 +79,7 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(DaemonThreads())
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 

@@ -113,12 +113,14 @@ class Collected:
         num_retried: Episodes that failed at first.
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
         duration_s: Wall seconds.
+        num_stale: Groups that were given up because the weights had moved on.
     """
 
     groups: tuple[Group, ...]
     num_retried: int
     num_unpunctual: int
     duration_s: float
+    num_stale: int = 0
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -199,11 +201,38 @@ class Rollout:
         await asyncio.gather(*(work() for _ in range(min(self._config.concurrency, len(episodes)))))
         trajectories = [trajectory for trajectory in played if trajectory is not None]
         assert len(trajectories) == len(episodes), "every episode ends in a trajectory"
-        self._check_failures(trajectories)
+        self.check_failures(trajectories)
         groups = tuple(
             Group(task, tuple(trajectories[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
         )
         return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started)
+
+    async def play_group(
+        self, task: Task, *, group_size: int, seed: int, label: str, slots: asyncio.Semaphore
+    ) -> tuple[Group, int]:
+        """Play one group on its own, for a policy that needs no gate.
+
+        Args:
+            task: What is posed.
+            group_size: Trajectories of the group.
+            seed: Fixes all randomness together with the label.
+            label: Starts every trajectory's id.
+            slots: Hold the number of episodes that run at once, over all groups.
+
+        Returns:
+            The group, and the number of its episodes that failed at first.
+        """
+        gate = Gate(self._config.patience_s)
+
+        async def play(episode: Episode) -> tuple[Trajectory, int]:
+            async with slots:
+                return await self._play(episode, gate)
+
+        environment_seed = derive_seed(seed, label, 0)
+        episodes = [Episode(f"{label}-{task.id}/{k}", task, environment_seed) for k in range(group_size)]
+        played = await asyncio.gather(*map(play, episodes))
+        group = Group(task, tuple(trajectory for trajectory, _ in played))
+        return group, sum(attempts > 1 for _, attempts in played)
 
     async def _play(self, episode: Episode, gate: Gate) -> tuple[Trajectory, int]:
         """Play an episode with its retries; the trajectory and the number of attempts."""
@@ -216,7 +245,12 @@ class Rollout:
             _log.warning("episode %s, attempt %d: %s", episode.id, attempt, trajectory.status)
         return trajectory, attempt
 
-    def _check_failures(self, trajectories: Sequence[Trajectory]) -> None:
+    def check_failures(self, trajectories: Sequence[Trajectory]) -> None:
+        """Stop a run that has lost too many episodes.
+
+        Raises:
+            RunAborted: More of these failed than the configuration bears.
+        """
         failed = [trajectory.status for trajectory in trajectories if trajectory.status.kind == "failed"]
         if len(failed) <= self._config.max_failed_fraction * len(trajectories):
             return

@@ -31,10 +31,12 @@ from agentflow.trainers.records import (
     rollout_metrics,
     scored_trajectory,
     shuffled_rewards,
+    staleness_metrics,
     update_metrics,
 )
 from agentflow.trainers.samplers import EpochSampler
 from agentflow.trainers.settings import TrainConfig
+from agentflow.trainers.sources import group_source
 from agentflow.trajectory import Group, Trajectory
 
 
@@ -49,6 +51,7 @@ class _Batch:
         causes: For every group, why it teaches nothing; empty where it teaches something.
         num_retried: Episodes that failed at first.
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
+        num_stale: Groups that were given up because the weights had moved on.
         duration_s: Wall seconds of the rollouts.
     """
 
@@ -58,6 +61,7 @@ class _Batch:
     causes: tuple[str, ...] = ()
     num_retried: int = 0
     num_unpunctual: int = 0
+    num_stale: int = 0
     duration_s: float = 0.0
 
 
@@ -78,7 +82,8 @@ class Trainer:
         self._assembly = assembly
         self._run = run
         self._console = console
-        self._sampler = EpochSampler(load_tasks(assembly.make_environment(), "train"), config.run.seed)
+        sampler = EpochSampler(load_tasks(assembly.make_environment(), "train"), config.run.seed)
+        self._source = group_source(config, assembly.rollout, sampler)
         self._shaper = Shaper(config.rewards)
         self._alarm = DivergenceAlarm(config.rewards.alarm)
         self._learner = Learner(
@@ -96,7 +101,7 @@ class Trainer:
         if checkpoint is None:
             return
         state = load_checkpoint(checkpoint.path, loaded=self._assembly.loaded, learner=self._learner)
-        self._sampler.load_state_dict(state["sampler"])
+        self._source.load_state_dict(state["sampler"])
         self._shaper.load_state_dict(state["shaper"])
         self._alarm.load_state_dict(state["alarm"])
         self._num_done = checkpoint.iteration
@@ -109,10 +114,17 @@ class Trainer:
             RunAborted: Too many episodes failed, or an armed alarm rang.
             StorageError: The disk is full; the latest checkpoint stands.
         """
-        config = self.config.run
-        started = time.monotonic()
         if self._num_done == 0:
             self._log({"iteration": 0, **self._evaluate(0)})
+        self._source.start(self._assembly.policy.version)
+        try:
+            self._run_iterations()
+        finally:
+            self._source.close()
+
+    def _run_iterations(self) -> None:
+        config = self.config.run
+        started = time.monotonic()
         while self._num_done < config.iterations:
             iteration = self._num_done + 1
             metrics, alarm = self._iterate(iteration)
@@ -120,6 +132,8 @@ class Trainer:
             out_of_time = config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes
             last = iteration == config.iterations or out_of_time
             every = self.config.evaluation.every
+            if last:
+                self._source.close()
             if last or (every and iteration % every == 0):
                 metrics |= self._evaluate(iteration)
             self._log(metrics)
@@ -136,10 +150,12 @@ class Trainer:
         batch = self._collect(iteration, progress)
         self._run.write_groups(iteration, batch.groups)
         samples = self._samples(batch, iteration)
+        version = self._assembly.policy.version
         started = time.monotonic()
         with self._assembly.policy.updating():
             stats = self._learner.update(samples, self.config.algorithm) if samples else None
         update_s = time.monotonic() - started
+        self._source.updated(self._assembly.policy.version)
         scored = [trajectory for group in batch.groups for trajectory in group.scored]
         if scored:
             self._shaper.observe(sum(bool(t.success) for t in scored) / len(scored))
@@ -147,6 +163,7 @@ class Trainer:
         metrics = {"iteration": iteration, **rollout_metrics(batch.groups), **reward_metrics(batch.shaped)}
         metrics |= group_metrics(batch.causes, num_kept=len(batch.kept))
         metrics |= update_metrics(stats)
+        metrics |= staleness_metrics(batch.groups, version=version, num_dropped=batch.num_stale)
         if stats is None:
             self._console.note(f"iteration {iteration} learned nothing: the attempts at each task all ended alike")
         metrics |= {
@@ -168,10 +185,8 @@ class Trainer:
             missing = config.tasks_per_iteration - len(batch.kept)
             if missing == 0:
                 break
-            collected = self._assembly.rollout.run(
-                self._sampler.draw(missing),
-                group_size=config.group_size,
-                seed=config.seed,
+            collected = self._source.draw(
+                missing,
                 label=f"{iteration:06d}.{number}",
                 progress=lambda done, total: self._console.progress(done, total, "rollout"),
             )
@@ -196,6 +211,7 @@ class Trainer:
             causes=tuple(causes),
             num_retried=batch.num_retried + collected.num_retried,
             num_unpunctual=batch.num_unpunctual + collected.num_unpunctual,
+            num_stale=batch.num_stale + collected.num_stale,
             duration_s=batch.duration_s + collected.duration_s,
         )
 
@@ -236,7 +252,7 @@ class Trainer:
 
     def _checkpoint(self, iteration: int) -> None:
         state = {
-            "sampler": self._sampler.state_dict(),
+            "sampler": self._source.state_dict(),
             "shaper": self._shaper.state_dict(),
             "alarm": self._alarm.state_dict(),
         }

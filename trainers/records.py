@@ -58,6 +58,27 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
+def staleness_metrics(groups: Sequence[Group], *, version: int, num_dropped: int) -> dict[str, Any]:
+    """Say how old the weights were that sampled what is learned from.
+
+    Args:
+        groups: The groups, taken before the update.
+        version: The version of the weights that the update starts from.
+        num_dropped: Groups that were given up because they had become too old.
+    """
+    oldest = [
+        version - min(turn.completion.policy_version for turn in trajectory.turns)
+        for group in groups
+        for trajectory in group.scored
+        if trajectory.turns
+    ]
+    return {
+        "staleness/mean": mean(map(float, oldest)),
+        "staleness/max": max(oldest, default=None),
+        "staleness/dropped_groups": num_dropped,
+    }
+
+
 def group_metrics(causes: Sequence[str], *, num_kept: int) -> dict[str, Any]:
     """Say how many groups teach something, and why the others do not.
 

@@ -30,7 +30,7 @@ class EpochSampler:
 
     def draw(self, count: int) -> list[Task]:
         """Return the next `count` tasks."""
-        drawn = [self._task(self._num_drawn + i) for i in range(count)]
+        drawn = [self.task(self._num_drawn + i) for i in range(count)]
         self._num_drawn += count
         return drawn
 
@@ -42,7 +42,8 @@ class EpochSampler:
         """Continue from a state that `state_dict` returned."""
         self._num_drawn = int(state["num_drawn"])
 
-    def _task(self, index: int) -> Task:
+    def task(self, index: int) -> Task:
+        """Return the task that is posed after `index` others."""
         epoch, position = divmod(index, len(self._tasks))
         if epoch != self._epoch:
             self._epoch = epoch

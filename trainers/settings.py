@@ -69,6 +69,15 @@ class RunConfig(Config):
     max_minutes: float | None = Field(
         None, gt=0, description="Minutes after which no iteration starts; the run then ends as if it were complete."
     )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="Updates that may lie between sampling a group and learning from it; 0 samples and learns in turn, "
+        "more lets sampling go on during the update.",
+    )
+    stale: Literal["drop", "keep"] = Field(
+        "drop", description="What happens to a group that has become older: dropped and counted, or learned from."
+    )
     shuffle_rewards: bool = Field(
         False, description="Permute returns within each group: the control that must not learn."
     )
@@ -104,6 +113,23 @@ class TrainConfig(Config):
             raise ConfigError(
                 "model.lora_rank cannot be combined with policy.backend=vllm.", "Use policy.backend=transformers."
             )
+        self._check_staleness()
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
         return self
+
+    def _check_staleness(self) -> None:
+        if is_changed(self.run, "stale") and not self.run.max_staleness:
+            raise ConfigError("run.stale does nothing at run.max_staleness=0.", "Leave it out.")
+        if not self.run.max_staleness:
+            return
+        given = f"run.max_staleness = {self.run.max_staleness}"
+        if self.policy.backend != "vllm":
+            raise ConfigError(
+                f"{given} needs a policy that samples while the learner learns.", "Set policy.backend=vllm."
+            )
+        if self.algorithm.mismatch == "none":
+            raise ConfigError(
+                f"{given} learns from tokens of older weights, and algorithm.mismatch=none corrects for nothing.",
+                "Set algorithm.mismatch=tis, icepop or mis.",
+            )
