@@ -49,7 +49,7 @@ def train(
     env: EnvName = None,
     algo: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe, such as flow-grpo or dapo.")] = None,
     model: ModelName = None,
-    policy: Annotated[str | None, typer.Option(metavar="KIND", help="transformers or scripted.")] = None,
+    policy: Annotated[str | None, typer.Option(metavar="KIND", help="transformers, vllm or scripted.")] = None,
     files: ConfigFiles = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where runs are kept.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes tasks, sampling and updates.")] = None,
@@ -110,6 +110,25 @@ def evaluate(
 
     request = evaluation.Request(num_tasks=tasks, num_samples=samples, split=split, seed=seed)
     evaluation.evaluate(target, request, env=env, words=words or [], as_json=as_json)
+
+
+@app.command(context_settings=_PASS_ON)
+def vllm(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[--vllm-option=value ...]", help="Words of vLLM's command line.")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="M", help="A folder, a hub id or `starter`.")] = "starter",
+    env: Annotated[str, typer.Option(metavar="ENV", help="The environment, by which `starter` is understood.")] = "",
+    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="The port to listen on.")] = 8100,
+    length: Annotated[int, typer.Option(metavar="N", help="Most tokens of an episode.")] = 2048,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="bfloat16, float32, or auto.")] = "auto",
+) -> None:
+    """Serve a model with vLLM for a learner elsewhere, which names it in policy.urls and sends its weights."""
+    from agentflow.cli import vllm_server
+
+    code = vllm_server.serve(model, words or [], env=env, host=host, port=port, length=length, dtype=dtype)
+    raise typer.Exit(code)
 
 
 @app.command(context_settings=_PASS_ON)

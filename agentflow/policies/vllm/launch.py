@@ -60,8 +60,8 @@ def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch
             "Lower policy.servers or policy.gpus.",
         )
     python = server_python(config)
-    args = [*_arguments(config, served), *config.server_args]
-    environment = {} if served.gpus else {"VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
+    args = [*arguments(config, served), *config.server_args]
+    environment = variables(config, served)
     return [
         Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config.gpus)})
         for i in range(config.servers)
@@ -93,8 +93,15 @@ def server_python(config: ServerConfig) -> str:
     return os.path.abspath(path)
 
 
-def _arguments(config: ServerConfig, served: Served) -> list[str]:
-    arguments = [
+def variables(config: ServerConfig, served: Served) -> dict[str, str]:
+    """Return the environment variables of a server."""
+    cpu = {} if served.gpus else {"VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
+    return {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **cpu}
+
+
+def arguments(config: ServerConfig, served: Served) -> list[str]:
+    """Return vLLM's command line for a server whose weights a learner sends."""
+    words = [
         f"--model={served.folder}",
         "--served-model-name=policy",
         "--skip-tokenizer-init",
@@ -108,10 +115,10 @@ def _arguments(config: ServerConfig, served: Served) -> list[str]:
         '--weight-transfer-config={"backend":"agentflow"}',
     ]
     if served.gpus:
-        return arguments
+        return words
     # A prompt that is split between steps makes vLLM 0.32 rewind its generator, which a CPU's cannot.
     batched = max(served.max_length, _MIN_BATCHED_TOKENS)
-    return [*arguments, "--enforce-eager", "--no-enable-chunked-prefill", f"--max-num-batched-tokens={batched}"]
+    return [*words, "--enforce-eager", "--no-enable-chunked-prefill", f"--max-num-batched-tokens={batched}"]
 
 
 def _placement(index: int, gpus: int) -> dict[str, str]:

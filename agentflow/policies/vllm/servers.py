@@ -218,20 +218,16 @@ class _Process:
     def __init__(self, launch: Launch) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="agentflow-vllm-"))
         self.socket = str(self._folder / "socket")
-        _write_plugin(self._folder)
+        write_plugin(self._folder)
         theirs, self._lifeline = os.pipe()
-        passed_on = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with launch.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     [launch.python, "-m", "vllm.entrypoints.openai.api_server", f"--uds={self.socket}", *launch.args],
                     env={
-                        **passed_on,
+                        **passed_on(),
                         "PYTHONPATH": str(self._folder),
-                        "VLLM_SERVER_DEV_MODE": "1",
-                        "VLLM_NO_USAGE_STATS": "1",
-                        "HF_HUB_OFFLINE": "1",
                         "AGENTFLOW_LIFELINE": str(theirs),
                         **launch.environment,
                     },
@@ -259,7 +255,12 @@ class _Process:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _write_plugin(folder: Path) -> None:
+def passed_on() -> dict[str, str]:
+    """Return what a server sees of this process's environment: nothing that could be a secret."""
+    return {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
+
+
+def write_plugin(folder: Path) -> None:
     """Put into a folder what a server imports of AgentFlow, and the entry point by which vLLM finds it."""
     package = folder
     for part in PLUGIN.split(".")[:-1]:

@@ -1,0 +1,71 @@
+"""`agentflow vllm`: a server whose weights a learner on another host sends."""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import typer
+from transformers import AutoConfig
+
+from agentflow.cli.words import hush_libraries
+from agentflow.errors import ModelError
+from agentflow.models import STARTER_FOLDERS, starter_for
+from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
+from agentflow.policies.vllm.servers import ServerConfig, passed_on, write_plugin
+
+
+def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str) -> int:
+    """Serve a model's shape until told to stop; its weights are those that a learner sends.
+
+    Args:
+        model: A folder, a hub id or `starter`.
+        words: Further words of vLLM's command line.
+        env: The environment, by which `starter` is understood.
+        host: The address to listen on.
+        port: The port.
+        length: Most tokens of an episode.
+        dtype: Dtype of the weights; `auto` is bfloat16 on a GPU, float32 elsewhere.
+
+    Returns:
+        vLLM's exit code.
+
+    Raises:
+        UserError: The model or vLLM cannot be found.
+    """
+    hush_libraries()
+    config = ServerConfig()
+    gpus = torch.cuda.device_count()
+    name = starter_for(model, env)
+    path = str(STARTER_FOLDERS.get(name, name))
+    with tempfile.TemporaryDirectory(prefix="agentflow-vllm-") as kept:
+        folder = Path(kept)
+        try:
+            AutoConfig.from_pretrained(path).save_pretrained(folder / "model")
+        except (OSError, ValueError) as error:
+            problem = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"Cannot read the configuration of {model!r}: {problem}", "Give a model folder."
+            ) from error
+        write_plugin(folder)
+        served = Served(
+            folder=folder / "model",
+            dtype=dtype if dtype != "auto" else "bfloat16" if gpus else "float32",
+            max_length=length,
+            gpus=gpus,
+        )
+        command = [
+            server_python(config),
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            f"--host={host}",
+            f"--port={port}",
+        ]
+        typer.echo(f"policy.urls=[http://{host}:{port}]")
+        finished = subprocess.run(
+            [*command, *arguments(config, served), *words],
+            env={**passed_on(), "PYTHONPATH": kept, **variables(config, served)},
+            check=False,
+        )
+    return finished.returncode

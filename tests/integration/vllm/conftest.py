@@ -1,0 +1,15 @@
+"""A real vLLM server: the suite installs it (`make test`), starts it and ends it."""
+
+import pytest
+
+from agentflow.errors import ConfigError
+from agentflow.policies.vllm.launch import server_python
+from agentflow.policies.vllm.servers import ServerConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _vllm() -> None:
+    try:
+        server_python(ServerConfig())
+    except ConfigError as error:
+        pytest.skip(f"NO VLLM SERVER IS TESTED: {error}")

@@ -1,0 +1,92 @@
+"""What the tests of served policies share: the starter's model, prompts, and the processes of a server."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from agentflow.models import STARTER_FOLDERS, LoadedModel, ModelConfig, load_model
+from agentflow.policies.vllm.policy import VllmPolicy
+from agentflow.policies.vllm.servers import ServerConfig
+from agentflow.policy import Sampling
+from agentflow.sandbox.process_tree import tree_usage
+from agentflow.trajectory import Completion
+
+STOP = 1
+LENGTH = 512
+
+
+def starter() -> LoadedModel:
+    return load_model(ModelConfig(device="cpu"), env="websearch")
+
+
+@contextmanager
+def serving(folder: Path, *, model: Any = None, stop_ids: Sequence[int] = (), **options: Any) -> Iterator[VllmPolicy]:
+    """Serve the starter, or another model."""
+    policy = VllmPolicy(model or starter().model, stop_ids, config=ServerConfig(**options), max_episode_tokens=LENGTH)
+    with policy.serving(folder):
+        yield policy
+
+
+def prompt(number: int, length: int = 40) -> list[int]:
+    return [5 + (number * 31 + i * 7) % 1000 for i in range(length)]
+
+
+async def sample_all(
+    policy: VllmPolicy, count: int, *, max_tokens: int = 32, temperature: float = 1.0, first: int = 0
+) -> list[Completion]:
+    """Sample one turn of each of several sessions."""
+    return await asyncio.gather(
+        *(
+            policy.generate(
+                prompt(number),
+                Sampling(temperature=temperature, max_tokens=max_tokens, seed=number),
+                session=f"session {number}",
+            )
+            for number in range(first, first + count)
+        )
+    )
+
+
+@torch.no_grad()
+def plain_logprobs(model: Any, number: int, completion: Completion, *, temperature: float) -> torch.Tensor:
+    """Score a completion with the forward pass of transformers."""
+    ids = torch.tensor([[*prompt(number), *completion.token_ids]])
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    logprobs = torch.log_softmax(logits / temperature, -1)[len(prompt(number)) - 1 : -1]
+    return logprobs.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+
+
+def worst_difference(policy: VllmPolicy, completions: Sequence[Completion], *, temperature: float = 1.0) -> float:
+    """Return the largest difference between the servers' log-probs and those of the learner's weights."""
+    plain = AutoModelForCausalLM.from_pretrained(STARTER_FOLDERS["starter-websearch"], attn_implementation="eager")
+    plain.load_state_dict(policy.model.state_dict())
+    return max(
+        float((plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs().max())
+        for i, c in enumerate(completions)
+    )
+
+
+def server_pids() -> list[int]:
+    """Return the processes of the servers that this process has started, the listening ones first."""
+    found = []
+    for pid in sorted(tree_usage(os.getpid()).pids):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"vllm" in command.lower() or b"multiprocessing" in command:
+            found.append(pid)
+    return found
+
+
+def api_server_pids() -> list[int]:
+    return [pid for pid in server_pids() if b"api_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def signal_all(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
