@@ -13,7 +13,7 @@ from agentflow.cli.words import hush_libraries
 from agentflow.errors import ModelError
 from agentflow.models import STARTER_FOLDERS, starter_for
 from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
-from agentflow.policies.vllm.servers import ServerConfig, passed_on, write_plugin
+from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, passed_on, write_plugin
 
 
 def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str) -> int:
@@ -44,10 +44,8 @@ def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, l
         try:
             AutoConfig.from_pretrained(path).save_pretrained(folder / "model")
         except (OSError, ValueError) as error:
-            problem = str(error).strip().splitlines()[0]
-            raise ModelError(
-                f"Cannot read the configuration of {model!r}: {problem}", "Give a model folder."
-            ) from error
+            first_line = str(error).strip().splitlines()[0]
+            raise ModelError(f"Cannot read the model {model!r}: {first_line}", "Give a model's folder.") from error
         write_plugin(folder)
         served = Served(
             folder=folder / "model",
@@ -55,13 +53,7 @@ def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, l
             max_length=length,
             gpus=gpus,
         )
-        command = [
-            server_python(config),
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            f"--host={host}",
-            f"--port={port}",
-        ]
+        command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
         typer.echo(f"policy.urls=[http://{host}:{port}]")
         finished = subprocess.run(
             [*command, *arguments(config, served), *words],

@@ -20,6 +20,7 @@ from agentflow.errors import ConfigError, PolicyFailure
 from agentflow.remote import checked_url, detail_of
 
 PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
+API_SERVER = "vllm.entrypoints.openai.api_server"
 PLUGIN = "agentflow.policies.vllm.server_plugin"
 _SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
@@ -224,7 +225,7 @@ class _Process:
         try:
             with launch.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [launch.python, "-m", "vllm.entrypoints.openai.api_server", f"--uds={self.socket}", *launch.args],
+                    [launch.python, "-m", API_SERVER, f"--uds={self.socket}", *launch.args],
                     env={
                         **passed_on(),
                         "PYTHONPATH": str(self._folder),
