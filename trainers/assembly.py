@@ -60,7 +60,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     environment = make_environment()
     loaded = loaded or load_model(config.model, env=config.env.name)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
-    policy = _policy(config, loaded, stop_ids=sorted(renderer.stop_ids))
+    policy = sampling_policy(config, loaded, stop_ids=sorted(renderer.stop_ids))
     if config.agent.max_episode_tokens > policy.max_length:
         raise ConfigError(
             f"agent.max_episode_tokens = {config.agent.max_episode_tokens} is more than the {policy.max_length} tokens "
@@ -81,7 +81,8 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout))
 
 
-def _policy(config: TrainConfig, loaded: LoadedModel, *, stop_ids: Sequence[int]) -> TrainablePolicy:
+def sampling_policy(config: TrainConfig, loaded: LoadedModel, *, stop_ids: Sequence[int]) -> TrainablePolicy:
+    """Return the configured policy over a model; its turns end at the stop tokens."""
     if config.policy.backend != "vllm":
         return TransformersPolicy(loaded.model, stop_ids)
     return VllmPolicy(loaded.model, stop_ids, config=config.policy, max_episode_tokens=config.agent.max_episode_tokens)

@@ -27,11 +27,13 @@ envs = typer.Typer(rich_markup_mode=None, help="Environments: list, inspect, che
 tools = typer.Typer(rich_markup_mode=None, help="Tools as servers.")
 config = typer.Typer(rich_markup_mode=None, help="The options of a training run.")
 sandbox = typer.Typer(rich_markup_mode=None, help="Sandboxes: what works here, and a trial.")
+bench = typer.Typer(rich_markup_mode=None, help="Measurements on this machine.")
 serve = typer.Typer(rich_markup_mode=None, help="Serve a tool over HTTP.")
 app.add_typer(envs, name="envs")
 app.add_typer(tools, name="tools")
 app.add_typer(config, name="config")
 app.add_typer(sandbox, name="sandbox")
+app.add_typer(bench, name="bench")
 tools.add_typer(serve, name="serve")
 
 
@@ -242,6 +244,27 @@ def serve_search(
     from agentflow.cli import serving
 
     serving.serve_search(corpus, host, port=port)
+
+
+@bench.command("rollout", context_settings=_PASS_ON)
+def bench_rollout(
+    words: Words = None,
+    policy: Annotated[str | None, typer.Option(metavar="KIND", help="transformers or vllm.")] = None,
+    model: ModelName = None,
+    episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes in all.")] = 256,
+    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes that run at once.")] = 256,
+    turns: Annotated[int, typer.Option(min=1, metavar="K", help="Turns of each.")] = 4,
+    tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of each turn.")] = 32,
+    tool_s: Annotated[float, typer.Option("--tool-s", min=0, metavar="S", help="Seconds of a tool call.")] = 0.5,
+    slow_share: Annotated[float, typer.Option("--slow-share", min=0, max=1, help="Calls ten times as slow.")] = 0.0,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each way.")] = 3,
+) -> None:
+    """Measure how much of an engine's speed a rollout keeps while its tools are slow."""
+    from agentflow.cli import benchmarks
+    from agentflow.rollout_bench import Load
+
+    load = Load(episodes, concurrency, turns, turn_tokens=tokens, tool_s=tool_s, slow_share=slow_share)
+    benchmarks.rollout(words or [], load, policy=policy, model=model, repeats=repeats)
 
 
 @sandbox.command("doctor")
