@@ -32,10 +32,14 @@ MAX_TOKENS = 2048
 
 
 class MismatchConfig(Config):
-    """When sampler and learner count as having drifted apart."""
+    """When sampler and learner count as having drifted apart.
+
+    With the starter policies the mean is below 2e-7 nats in float32 and below 0.003 in bfloat16. It is above 0.1 where
+    the sampler is ten updates of 1e-4 behind, and above 7 where one layer's weights were not loaded.
+    """
 
     max_mean_abs_logprob: float | None = Field(
-        default=0.1,
+        default=0.05,
         gt=0,
         description="Mean difference of the two log-probs, in nats, that stops the run before it updates; null is off.",
     )

@@ -173,7 +173,8 @@ class Trainer:
                 self._checkpoint_before(iteration, before)
                 raise RunAborted(sentence)
 
-        version = self._assembly.policy.version
+        # No weights sampled what an expert wrote: its tokens say nothing about sampler and learner.
+        version = -1 if self.config.policy.backend == "scripted" else self._assembly.policy.version
         return self._learner.update(samples, self.config.algorithm, version=version, heed=heed)
 
     def _checkpoint_before(self, iteration: int, state: dict[str, Any]) -> None:
