@@ -169,8 +169,8 @@ class DriftWatch:
         return (
             f"mismatch/mean_abs_logprob = {drift.mean_abs:.4g} in iteration {iteration} is above "
             f"mismatch.max_mean_abs_logprob = {limit:g}: sampler and learner do not compute the same policy, and the "
-            "weights were not updated from it. Check that the sampler holds the learner's newest weights, and that both "
-            "have the same tokenizer, temperature, adapters and precision; "
+            "weights were not updated from it. Check that the sampler holds the learner's newest weights, and that "
+            "both have the same tokenizer, temperature, adapters and precision; "
             f"{self._run.mismatch_path(iteration)} has the worst trajectory token by token. "
             "If the difference is meant, raise the limit or set it to null, with a correction (algorithm.mismatch=tis)."
         )

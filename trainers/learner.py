@@ -6,7 +6,7 @@ batch, so that their gradients add up to the batch's gradient and nothing is dro
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +96,7 @@ class UpdateStats:
     num_skipped: int
     num_unique_tokens: int
     num_row_tokens: int
-    drift: Drift = Drift()
+    drift: Drift = field(default_factory=Drift)
 
     @property
     def loss(self) -> float:

@@ -39,7 +39,9 @@ def view_mismatches(run: StoredRun) -> list[MismatchView]:
     stored = [record for _, record in run.mismatches()]
     if not stored:
         return []
-    worst = max(stored, key=lambda record: float("inf") if record["mean_abs_logprob"] is None else record["mean_abs_logprob"])
+    worst = max(
+        stored, key=lambda record: float("inf") if record["mean_abs_logprob"] is None else record["mean_abs_logprob"]
+    )
     return [_view(record) for record in ([worst] if worst is stored[-1] else [worst, stored[-1]])]
 
 

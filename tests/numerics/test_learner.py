@@ -193,7 +193,7 @@ def perturbed(scale: float) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model
 
 

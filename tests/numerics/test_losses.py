@@ -375,7 +375,11 @@ def test_metrics_count_what_they_say() -> None:
     ("slots", "tokens_without", "message"),
     [
         ({"ratio": "sequence"}, replace(random_batch(), segments_S=None), "trajectory of each token"),
-        ({"mismatch": "tis", "mismatch_unit": "sequence"}, replace(random_batch(), segments_S=None), "trajectory of each"),
+        (
+            {"mismatch": "tis", "mismatch_unit": "sequence"},
+            replace(random_batch(), segments_S=None),
+            "trajectory of each",
+        ),
         ({"mismatch": "tis", "mismatch_unit": "turn_mean"}, replace(random_batch(), turns_S=None), "turn or the traj"),
         ({"mismatch": "tis"}, replace(random_batch(), behaviour_logprobs_S=None), "sampler's log-probs"),
         ({"kl_coefficient": 0.1}, replace(random_batch(), ref_logprobs_S=None), "reference's log-probs"),

@@ -114,5 +114,7 @@ def test_no_gradient_passes_through_the_factor(mismatch: Mismatch, unit: Mismatc
     for s in range(5):
         offset = torch.zeros(5, dtype=torch.float64)
         offset[s] = 1e-6
-        up, down = (policy_loss(replace(fixed, logprobs_S=logprobs.detach() + o), **slots).loss for o in (offset, -offset))
+        up, down = (
+            policy_loss(replace(fixed, logprobs_S=logprobs.detach() + o), **slots).loss for o in (offset, -offset)
+        )
         assert float(gradient[s]) == pytest.approx(float(up - down) / 2e-6, abs=1e-8)

@@ -49,7 +49,8 @@ def test_hand_computed_statistics() -> None:
     k3 = [0.0051709, math.exp(-0.2) - 1 + 0.2, 0.0, math.exp(0.4) - 1 - 0.4]
     assert found.k3 == pytest.approx(sum(k3) / 4, abs=1e-7)
     assert found.worst is not None
-    assert (found.worst.trajectory.id, found.worst.mean_abs) == ("b", pytest.approx(0.4))
+    assert found.worst.trajectory.id == "b"
+    assert found.worst.mean_abs == pytest.approx(0.4)
     assert found.worst.learner_logprobs_S.tolist() == [-2.6]
 
 
