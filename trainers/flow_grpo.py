@@ -82,7 +82,9 @@ class Trainer:
         self._sampler = EpochSampler(load_tasks(assembly.make_environment(), "train"), config.run.seed)
         self._shaper = Shaper(config.rewards)
         self._alarm = DivergenceAlarm(config.rewards.alarm)
-        self._watch = DriftWatch(run, config.mismatch, decode=lambda token: str(assembly.loaded.tokenizer.decode([token])))
+        self._watch = DriftWatch(
+            run, config.mismatch, decode=lambda token: str(assembly.loaded.tokenizer.decode([token]))
+        )
         self._learner = Learner(
             self._assembly.loaded.model,
             config.learner,

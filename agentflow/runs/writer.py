@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -175,10 +176,10 @@ class Run(StoredRun):
         kept = b"".join(line for line, row in lines if row["iteration"] <= iteration)
         write_file(self.metrics_path, kept)
         with storing(self.path):
-            for folder in ("rollouts", "mismatch"):
-                for number, path in numbered(self.path / folder).items():
-                    if number > iteration:
-                        path.unlink()
+            files = [numbered(self.path / folder).items() for folder in ("rollouts", "mismatch")]
+            for number, path in chain.from_iterable(files):
+                if number > iteration:
+                    path.unlink()
             for number, path in numbered(self.path / "checkpoints").items():
                 if number > iteration or not is_complete(path):
                     remove_folder(path)

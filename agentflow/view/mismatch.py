@@ -39,9 +39,8 @@ def view_mismatches(run: StoredRun) -> list[MismatchView]:
     stored = [record for _, record in run.mismatches()]
     if not stored:
         return []
-    worst = max(
-        stored, key=lambda record: float("inf") if record["mean_abs_logprob"] is None else record["mean_abs_logprob"]
-    )
+    means = [record["mean_abs_logprob"] for record in stored]
+    worst = stored[means.index(None) if None in means else means.index(max(means))]
     return [_view(record) for record in ([worst] if worst is stored[-1] else [worst, stored[-1]])]
 
 
@@ -57,8 +56,8 @@ def _view(record: Mapping[str, Any]) -> MismatchView:
 
 def _view_token(token: Mapping[str, Any]) -> TokenView:
     sampler, learner = token["sampler"], token["learner"]
-    known = sampler is not None and learner is not None
-    doubt = round(9 * min(abs(learner - sampler) / _DARKEST, 1.0)) if known else 9
+    difference = _DARKEST if sampler is None or learner is None else abs(learner - sampler)
+    doubt = round(9 * min(difference / _DARKEST, 1.0))
     hint = f"id {token['id']} · turn {token['turn']} · sampler {_number(sampler)} · learner {_number(learner)}"
     return TokenView(token["text"].replace("\x00", "") or f"[{token['id']}]", hint, doubt)
 
