@@ -13,15 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agentflow.mismatch import (
+    MAX_LOG_RATIO,
+    Mismatch,
+    MismatchUnit,
+    mismatch_factor,
+    segment_sums,
+    unit_log_weights,
+)
+
 Floats: TypeAlias = NDArray[np.float64]
 Aggregation: TypeAlias = Literal["nested", "turn", "token", "constant"]
 LossName: TypeAlias = Literal["clip", "cispo", "reinforce"]
 Ratio: TypeAlias = Literal["token", "sequence"]
-Mismatch: TypeAlias = Literal["none", "tis", "icepop", "mis"]
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
-
-_MAX_LOG_RATIO = 20.0
-"""Bound before an exponential: past it, an overflow to infinity would turn the gradient of a clipped token into NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +41,9 @@ class SampledTokens:
         behaviour_logprobs_S: [S] log-probs as the sampler reported them; needed by a mismatch correction.
         ref_logprobs_S: [S] log-probs under the frozen reference; needed by a KL penalty.
         entropy_S: [S] entropy of each token's distribution in nats, with gradient if it is rewarded.
-        segments_S: [S] index of each token's trajectory; needed by the sequence ratio. A trajectory is never split
-            over micro-batches.
+        segments_S: [S] index of each token's trajectory; needed by the sequence ratio and by a mismatch correction of
+            sequences. A trajectory is never split over micro-batches.
+        turns_S: [S] index of each token's turn; needed by a mismatch correction of turns.
     """
 
     logprobs_S: Tensor
@@ -48,6 +54,7 @@ class SampledTokens:
     ref_logprobs_S: Tensor | None = None
     entropy_S: Tensor | None = None
     segments_S: Tensor | None = None
+    turns_S: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,6 @@ class LossSums:
         clipped_high: Tokens whose gradient the upper bound stopped or limited.
         ratio: Importance ratios.
         correction: Factors of the mismatch correction, one where there is none.
-        mismatch: Absolute differences between the learner's and the sampler's log-probs.
     """
 
     num_tokens: float = 0.0
@@ -80,7 +86,6 @@ class LossSums:
     clipped_high: float = 0.0
     ratio: float = 0.0
     correction: float = 0.0
-    mismatch: float = 0.0
 
     def __add__(self, other: "LossSums") -> "LossSums":
         """Add the sums of another micro-batch."""
@@ -116,7 +121,6 @@ class LossSums:
             "clip_fraction/high": self.clipped_high / count,
             "ratio/mean": self.ratio / count,
             "mismatch/correction": self.correction / count,
-            "mismatch/mean_abs_logprob": self.mismatch / count,
         }
 
 
@@ -188,19 +192,12 @@ def log_ratio(tokens: SampledTokens, ratio: Ratio) -> Tensor:
     sequence  mean of that over the token's trajectory; the gradient reaches each token through its own log-prob,
               `logp - sg(logp) + sg(log s)` (GSPO, 2507.18071, eq. 14)
     """
-    difference_S = (tokens.logprobs_S - tokens.old_logprobs_S).clamp(max=_MAX_LOG_RATIO)
+    difference_S = (tokens.logprobs_S - tokens.old_logprobs_S).clamp(max=MAX_LOG_RATIO)
     if ratio == "token":
         return difference_S
     assert tokens.segments_S is not None, "the sequence ratio needs the trajectory of each token"
-    mean_S = _segment_means(difference_S.detach(), tokens.segments_S)
+    mean_S = segment_sums(difference_S.detach(), tokens.segments_S, mean=True)
     return mean_S + tokens.logprobs_S - tokens.logprobs_S.detach()
-
-
-def _segment_means(values_S: Tensor, segments_S: Tensor) -> Tensor:
-    _, index_S, counts = torch.unique(segments_S, return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), dtype=values_S.dtype, device=values_S.device).index_add_(0, index_S, values_S)
-    means_S: Tensor = (sums / counts)[index_S]
-    return means_S
 
 
 def surrogate(
@@ -249,30 +246,6 @@ def clipped(
     return low_S & (advantages_S < 0), high_S & (advantages_S > 0)
 
 
-def mismatch_factor(log_w_S: Tensor, mismatch: Mismatch, *, low: float, high: float) -> Tensor:
-    """Correct for a sampler whose probabilities differ from the learner's, [S].
-
-        w = pi_old / pi_behaviour
-        none 1      tis min(w, high)      icepop w if low <= w <= high else 0      mis 1 if low <= w <= high else 0
-
-    Sources: TIS (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"), IcePop
-    (2510.18855), masked importance sampling. `mis` drops tokens, so its `token_weights` take them as not kept.
-
-    Args:
-        log_w_S: [S] log of w.
-        mismatch: Which correction.
-        low: Lower bound of w; TIS has none.
-        high: Upper bound of w.
-    """
-    w_S = log_w_S.clamp(max=_MAX_LOG_RATIO).exp()
-    if mismatch == "none":
-        return torch.ones_like(w_S)
-    if mismatch == "tis":
-        return w_S.clamp(max=high)
-    inside_S = ((w_S >= low) & (w_S <= high)).to(w_S.dtype)
-    return w_S * inside_S if mismatch == "icepop" else inside_S
-
-
 def kl_estimate(logprobs_S: Tensor, other_logprobs_S: Tensor, estimator: KLEstimator) -> Tensor:
     """Estimate KL(pi || other) from tokens that pi sampled, [S] nats (Schulman 2020, "Approximating KL divergence").
 
@@ -287,7 +260,7 @@ def kl_estimate(logprobs_S: Tensor, other_logprobs_S: Tensor, estimator: KLEstim
     if estimator == "k2":
         return 0.5 * difference_S.square()
     # expm1 keeps the digits that exp(d) - 1 loses where the two policies nearly agree.
-    bounded_S = difference_S.clamp(max=_MAX_LOG_RATIO)
+    bounded_S = difference_S.clamp(max=MAX_LOG_RATIO)
     return torch.expm1(bounded_S) - bounded_S
 
 
@@ -300,6 +273,7 @@ def policy_loss(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
     mismatch: Mismatch = "none",
+    mismatch_unit: MismatchUnit = "token",
     mismatch_low: float = 0.5,
     mismatch_high: float = 2.0,
     kl_coefficient: float = 0.0,
@@ -318,6 +292,7 @@ def policy_loss(
         clip_high: Half-width of the trust region above 1.
         dual_clip: Bound c > 1 on the loss of negative advantages; none if left out.
         mismatch: Correction for the sampler's own probabilities.
+        mismatch_unit: What shares one weight in it.
         mismatch_low: Lower bound of the correction.
         mismatch_high: Upper bound of the correction.
         kl_coefficient: Weight of the divergence from the reference.
@@ -332,6 +307,8 @@ def policy_loss(
     behaviour_S = tokens.behaviour_logprobs_S
     assert mismatch == "none" or behaviour_S is not None, f"mismatch {mismatch!r} needs the sampler's log-probs"
     log_w_S = tokens.old_logprobs_S - (tokens.old_logprobs_S if behaviour_S is None else behaviour_S)
+    if mismatch != "none":
+        log_w_S = unit_log_weights(log_w_S, mismatch_unit, turns_S=tokens.turns_S, segments_S=tokens.segments_S)
     factor_S = mismatch_factor(log_w_S, mismatch, low=mismatch_low, high=mismatch_high)
     policy = -(tokens.weights_S * factor_S * objective_S).sum()
     zero = policy.new_zeros(())
@@ -344,7 +321,7 @@ def policy_loss(
         assert tokens.entropy_S is not None, "an entropy bonus needs the tokens' entropies"
         entropy = -entropy_coefficient * (tokens.weights_S * tokens.entropy_S).sum()
     low_S, high_S = clipped(ratio_S, tokens.advantages_S, loss=loss, clip_low=clip_low, clip_high=clip_high)
-    sums = _sums(tokens, (policy, kl, entropy), (low_S, high_S, ratio_S, factor_S, log_w_S.abs()))
+    sums = _sums(tokens, (policy, kl, entropy), (low_S, high_S, ratio_S, factor_S))
     return LossTerms(policy + kl + entropy, sums)
 
 

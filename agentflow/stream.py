@@ -92,13 +92,14 @@ class GroupStream:
         """Return complete groups, in the order of their completion.
 
         Args:
-            count: How many.
+            count: How many, at most the capacity.
             progress: Called with groups there and wanted, after each one.
 
         Raises:
             Exception: Whatever broke the collection.
         """
         assert self._loop is not None, "a stream is taken from while it runs"
+        assert count <= self._limits.capacity, "no more groups are ever complete at once"
         started = time.monotonic()
         with self._changed:
             while (num_ready := len(self._done)) < count and self._failure is None:

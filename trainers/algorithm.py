@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
@@ -35,12 +36,12 @@ from agentflow.losses import (
     KLEstimator,
     LossName,
     LossTerms,
-    Mismatch,
     Ratio,
     SampledTokens,
     policy_loss,
     token_weights,
 )
+from agentflow.mismatch import Mismatch, MismatchUnit, mismatch_factor, owners, unit_log_weights
 from agentflow.rewards import ShapingConfig, overlong_penalty
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -102,6 +103,11 @@ class AlgorithmConfig(Config):
     mismatch: Mismatch = Field(
         default="none", description="Correction for a sampler whose probabilities differ from ours."
     )
+    mismatch_unit: MismatchUnit = Field(
+        default="token",
+        description="What shares one ratio: a token; a turn or a trajectory, by the product of its tokens' ratios or, "
+        "with _mean, by their geometric mean.",
+    )
     mismatch_low: float = Field(default=0.5, ge=0, le=1, description="Smallest trusted ratio for icepop and mis.")
     mismatch_high: float = Field(default=2.0, ge=1, description="Largest trusted ratio for tis, icepop and mis.")
     kl_coefficient: float = Field(
@@ -140,6 +146,7 @@ _INERT_UNLESS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "clip_high": ("loss", ("clip", "cispo")),
     "ratio": ("loss", ("clip", "cispo")),
     "dual_clip": ("loss", ("clip",)),
+    "mismatch_unit": ("mismatch", ("tis", "icepop", "mis")),
     "mismatch_low": ("mismatch", ("icepop", "mis")),
     "mismatch_high": ("mismatch", ("tis", "icepop", "mis")),
 }
@@ -333,8 +340,12 @@ def weights(
     keep_S = None
     if config.mismatch == "mis":
         assert log_mismatch_S is not None, "mismatch=mis drops tokens before their weights are known"
-        w_S = np.exp(log_mismatch_S)
-        keep_S = (w_S >= config.mismatch_low) & (w_S <= config.mismatch_high)
+        turns_S, segments_S = owners(turn_lengths)
+        log_w_S = unit_log_weights(
+            torch.from_numpy(log_mismatch_S), config.mismatch_unit, turns_S=turns_S, segments_S=segments_S
+        )
+        factor_S = mismatch_factor(log_w_S, "mis", low=config.mismatch_low, high=config.mismatch_high)
+        keep_S = factor_S.numpy() > 0
     return token_weights(turn_lengths, config.aggregation, constant=config.constant, keep_S=keep_S)
 
 
@@ -353,6 +364,7 @@ def loss(tokens: SampledTokens, config: AlgorithmConfig) -> LossTerms:
         clip_high=math.inf if config.clip_high is None else config.clip_high,
         dual_clip=config.dual_clip,
         mismatch=config.mismatch,
+        mismatch_unit=config.mismatch_unit,
         mismatch_low=config.mismatch_low,
         mismatch_high=config.mismatch_high,
         kl_coefficient=config.kl_coefficient,

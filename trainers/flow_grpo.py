@@ -24,8 +24,9 @@ from agentflow.trainers.algorithm import advantages, degenerate_cause
 from agentflow.trainers.assembly import Assembly, assemble
 from agentflow.trainers.checkpoints import load_checkpoint, save_checkpoint
 from agentflow.trainers.console import Console
+from agentflow.trainers.drift import Drift, DriftWatch
 from agentflow.trainers.evaluate import evaluate
-from agentflow.trainers.learner import Learner, Sample
+from agentflow.trainers.learner import Learner, Sample, UpdateStats
 from agentflow.trainers.records import (
     group_metrics,
     rollout_metrics,
@@ -86,6 +87,9 @@ class Trainer:
         self._source = group_source(config, assembly.rollout, sampler)
         self._shaper = Shaper(config.rewards)
         self._alarm = DivergenceAlarm(config.rewards.alarm)
+        self._watch = DriftWatch(
+            run, config.mismatch, decode=lambda token: str(assembly.loaded.tokenizer.decode([token]))
+        )
         self._learner = Learner(
             self._assembly.loaded.model,
             config.learner,
@@ -138,7 +142,7 @@ class Trainer:
                 metrics |= self._evaluate(iteration)
             self._log(metrics)
             if last or iteration % config.checkpoint_every == 0:
-                self._checkpoint(iteration)
+                self._checkpoint(iteration, self._state())
             self._heed(alarm)
             if out_of_time:
                 self._console.note(f"stopped after {config.max_minutes} minutes (run.max_minutes)")
@@ -147,13 +151,14 @@ class Trainer:
     def _iterate(self, iteration: int) -> tuple[dict[str, Any], str]:
         """Collect and learn once; the metrics, and the alarm's sentence if it rings."""
         progress = (iteration - 1) / self.config.run.iterations
+        before = self._state()
         batch = self._collect(iteration, progress)
         self._run.write_groups(iteration, batch.groups)
         samples = self._samples(batch, iteration)
         version = self._assembly.policy.version
         started = time.monotonic()
         with self._assembly.policy.updating():
-            stats = self._learner.update(samples, self.config.algorithm) if samples else None
+            stats = self._update(iteration, samples, before) if samples else None
         update_s = time.monotonic() - started
         self._source.updated(self._assembly.policy.version)
         scored = [trajectory for group in batch.groups for trajectory in group.scored]
@@ -175,6 +180,25 @@ class Trainer:
             "time/sampled_tokens_per_s": metrics["tokens/sampled"] / batch.duration_s,
         }
         return metrics, alarm
+
+    def _update(self, iteration: int, samples: list[Sample], before: dict[str, Any]) -> UpdateStats:
+        """Learn once; where sampler and learner have drifted apart, keep the state from before and end the run."""
+
+        def heed(drift: Drift) -> None:
+            sentence = self._watch.observe(iteration, drift)
+            if sentence:
+                self._checkpoint_before(iteration, before)
+                raise RunAborted(sentence)
+
+        # No weights sampled what an expert wrote: its tokens say nothing about sampler and learner.
+        version = -1 if self.config.policy.backend == "scripted" else self._assembly.policy.version
+        return self._learner.update(samples, self.config.algorithm, version=version, heed=heed)
+
+    def _checkpoint_before(self, iteration: int, state: dict[str, Any]) -> None:
+        """Keep what the iteration started from; the first one started from what the configuration says."""
+        latest = self._run.latest_checkpoint()
+        if iteration > 1 and (latest is None or latest.iteration < iteration - 1):
+            self._checkpoint(iteration - 1, state)
 
     def _collect(self, iteration: int, progress: float) -> _Batch:
         """Roll groups out until enough of them teach something, or the refills are used up."""
@@ -250,12 +274,14 @@ class Trainer:
         self._run.log(metrics)
         self._console.iteration(metrics)
 
-    def _checkpoint(self, iteration: int) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "sampler": self._source.state_dict(),
             "shaper": self._shaper.state_dict(),
             "alarm": self._alarm.state_dict(),
         }
+
+    def _checkpoint(self, iteration: int, state: dict[str, Any]) -> None:
         save_checkpoint(
             self._run,
             iteration,

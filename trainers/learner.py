@@ -6,7 +6,7 @@ batch, so that their gradients add up to the batch's gradient and nothing is dro
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +20,11 @@ from agentflow.config import Config
 from agentflow.errors import RunAborted
 from agentflow.losses import LossSums, SampledTokens
 from agentflow.metrics import mean
+from agentflow.mismatch import owners
 from agentflow.models import frozen_copy
 from agentflow.packing import PackedBatch, pack, sampled_logprobs, split
 from agentflow.trainers.algorithm import AlgorithmConfig, loss, weights
+from agentflow.trainers.drift import Drift, measure_drift
 from agentflow.trajectory import Trajectory
 
 Floats = NDArray[np.float64]
@@ -71,6 +73,7 @@ class _Pack:
     behaviour_S: Tensor
     advantages_S: Tensor
     segments_S: Tensor
+    turns_S: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class UpdateStats:
         num_skipped: Updates that were left out because their gradient was not finite.
         num_unique_tokens: Distinct tokens that were computed.
         num_row_tokens: Tokens that a row for each trajectory would have computed.
+        drift: How far the sampler's log-probs were from the learner's before the first update.
     """
 
     grad_norm: float | None
@@ -92,6 +96,7 @@ class UpdateStats:
     num_skipped: int
     num_unique_tokens: int
     num_row_tokens: int
+    drift: Drift = field(default_factory=Drift)
 
     @property
     def loss(self) -> float:
@@ -134,12 +139,21 @@ class Learner:
             weight_decay=config.weight_decay,
         )
 
-    def update(self, samples: Sequence[Sample], algorithm: AlgorithmConfig) -> UpdateStats:
+    def update(
+        self,
+        samples: Sequence[Sample],
+        algorithm: AlgorithmConfig,
+        *,
+        version: int | None = None,
+        heed: Callable[[Drift], None] = lambda drift: None,
+    ) -> UpdateStats:
         """Improve the policy on one iteration's trajectories.
 
         Args:
             samples: The kept trajectories with their advantages.
             algorithm: Weights, ratio, trust region, surrogate and regularisers.
+            version: The version of the weights as the sampler counts them; None takes every token as theirs.
+            heed: Called before the first update with the sampler's distance; what it raises leaves the weights alone.
 
         Raises:
             RunAborted: Gradients are not finite, again and again.
@@ -149,12 +163,16 @@ class Learner:
         packs = [[self._pack(part) for part in split_samples(batch, self.config.max_tokens)] for batch in batches]
         # The first update differentiates the very weights that the iteration started from.
         old = [[self._score(part, self.model) if i else None for part in parts] for i, parts in enumerate(packs)]
-        total = LossSums()
-        norms = []
+        total, norms, drift = LossSums(), [], None
         for parts, old_b in zip(packs, old, strict=True):
-            sums, norm = self._one_update(parts, old_b, algorithm)
+            sums, scored = self._accumulate(parts, old_b, algorithm)
+            if drift is None:
+                learner = [*scored, *(old_S for later in old[1:] for old_S in later if old_S is not None)]
+                learner_S = torch.cat(learner).double().cpu().numpy()
+                drift = measure_drift([sample.trajectory for sample in samples], learner_S, version=version)
+                heed(drift)
             total = total + sums
-            norms.append(norm)
+            norms.append(self._apply())
         total = total.with_losses_divided(len(batches))
         every = [part for parts in packs for part in parts]
         return UpdateStats(
@@ -164,6 +182,7 @@ class Learner:
             num_skipped=sum(not math.isfinite(norm) for norm in norms),
             num_unique_tokens=sum(part.batch.num_unique_tokens for part in every),
             num_row_tokens=sum(part.batch.num_row_tokens for part in every),
+            drift=drift or Drift(),
         )
 
     def imitate(self, trajectories: Sequence[Trajectory]) -> UpdateStats:
@@ -208,20 +227,22 @@ class Learner:
         self.num_updates_done = state["num_updates_done"]
         self._num_skipped_in_a_row = state["num_skipped_in_a_row"]
 
-    def _one_update(
+    def _accumulate(
         self, packs: Sequence[_Pack], old: Sequence[Tensor | None], algorithm: AlgorithmConfig
-    ) -> tuple[LossSums, float]:
-        """Take one update over all packs; sums over tokens, and the gradient's norm before clipping."""
+    ) -> tuple[LossSums, list[Tensor]]:
+        """Add up the gradients of one update; sums over tokens, and each pack's log-probs under the first weights."""
         lengths = [sample.turn_lengths for part in packs for sample in part.samples]
         mismatch_S = self._log_mismatch(packs, old) if algorithm.mismatch == "mis" else None
         weights_S = weights(lengths, algorithm, log_mismatch_S=mismatch_S)
-        total, start = LossSums(), 0
+        total, start, scored = LossSums(), 0, []
         for part, old_S in zip(packs, old, strict=True):
             count = len(part.behaviour_S)
             own_S = torch.tensor(weights_S[start : start + count], dtype=torch.float32, device=self.model.device)
-            total = total + self._backward(part, algorithm, old_S=old_S, weights_S=own_S)
+            sums, scored_S = self._backward(part, algorithm, old_S=old_S, weights_S=own_S)
+            total = total + sums
+            scored.append(scored_S)
             start += count
-        return total, self._apply()
+        return total, scored
 
     def _log_mismatch(self, packs: Sequence[_Pack], old: Sequence[Tensor | None]) -> Floats:
         """Return [S] the learner's minus the sampler's log-probs, over all packs."""
@@ -233,25 +254,28 @@ class Learner:
 
     def _backward(
         self, part: _Pack, algorithm: AlgorithmConfig, *, old_S: Tensor | None, weights_S: Tensor
-    ) -> LossSums:
+    ) -> tuple[LossSums, Tensor]:
+        """Add one pack's gradients; its sums, and its log-probs under the iteration's first weights."""
         reference_S = self._score(part, self._reference) if self._reference is not None else None
         logprobs_S, entropy_S = self._logprobs(part, self.model)
+        old_S = logprobs_S.detach() if old_S is None else old_S
         terms = loss(
             SampledTokens(
                 logprobs_S=logprobs_S,
-                old_logprobs_S=logprobs_S.detach() if old_S is None else old_S,
+                old_logprobs_S=old_S,
                 advantages_S=part.advantages_S,
                 weights_S=weights_S,
                 behaviour_logprobs_S=part.behaviour_S,
                 ref_logprobs_S=reference_S,
                 entropy_S=entropy_S if algorithm.needs_entropy_gradient else entropy_S.detach(),
                 segments_S=part.segments_S,
+                turns_S=part.turns_S,
             ),
             algorithm,
         )
         terms.loss.backward()  # type: ignore[no-untyped-call]
         self._weights.take_gradients()
-        return terms.sums
+        return terms.sums, old_S
 
     def _apply(self) -> float:
         """Clip the gradient and take one step of the optimiser; the norm before clipping."""
@@ -295,7 +319,7 @@ class Learner:
     def _pack(self, samples: Sequence[Sample]) -> _Pack:
         device = self.model.device
         counts = [length for sample in samples for length in sample.turn_lengths]
-        owners = [i for i, sample in enumerate(samples) for length in sample.turn_lengths for _ in range(length)]
+        turns_S, segments_S = owners([sample.turn_lengths for sample in samples])
         advantages = np.repeat(np.concatenate([sample.advantages_K for sample in samples]), counts)
         behaviour = [x for s in samples for turn in s.trajectory.turns for x in turn.completion.logprobs]
         return _Pack(
@@ -303,7 +327,8 @@ class Learner:
             samples=samples,
             behaviour_S=torch.tensor(behaviour, dtype=torch.float32, device=device),
             advantages_S=torch.tensor(advantages, dtype=torch.float32, device=device),
-            segments_S=torch.tensor(owners, device=device),
+            segments_S=segments_S.to(device),
+            turns_S=turns_S.to(device),
         )
 
 

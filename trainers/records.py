@@ -10,6 +10,7 @@ from agentflow.losses import LossSums
 from agentflow.metrics import mean
 from agentflow.rewards import ShapedTrajectory
 from agentflow.trainers.algorithm import ScoredTrajectory
+from agentflow.trainers.drift import Drift
 from agentflow.trainers.learner import UpdateStats
 from agentflow.trajectory import Group, Trajectory
 
@@ -98,10 +99,11 @@ def group_metrics(causes: Sequence[str], *, num_kept: int) -> dict[str, Any]:
 def update_metrics(stats: UpdateStats | None) -> dict[str, Any]:
     """Say what the updates did; an iteration in which no group taught anything has no update."""
     if stats is None:
-        missing = dict.fromkeys([*LossSums().means(), "grad_norm", "learning_rate"])
+        missing = dict.fromkeys([*LossSums().means(), *Drift().metrics(), "grad_norm", "learning_rate"])
         return {**missing, "updates/skipped": 0, "tokens/trained": 0, "tokens/unique": 0, "tokens/rows": 0}
     return {
         **stats.sums.means(),
+        **stats.drift.metrics(),
         "grad_norm": stats.grad_norm,
         "learning_rate": stats.learning_rate,
         "updates/skipped": stats.num_skipped,

@@ -13,6 +13,7 @@ from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
 from agentflow.rollout import RolloutConfig
 from agentflow.trainers.algorithm import AlgorithmConfig, load_recipe
+from agentflow.trainers.drift import MismatchConfig
 from agentflow.trainers.learner import LearnerConfig
 
 DEFAULT_ALGORITHM = "flow-grpo"
@@ -96,6 +97,9 @@ class TrainConfig(Config):
         default_factory=lambda: load_recipe(DEFAULT_ALGORITHM), description="The algorithm's slots."
     )
     learner: LearnerConfig = Field(default=LearnerConfig(), description="The optimiser.")
+    mismatch: MismatchConfig = Field(
+        default=MismatchConfig(), description="When sampler and learner have drifted apart."
+    )
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation while training.")
     run: RunConfig = Field(default=RunConfig(), description="Extent, seed and folder.")
 

@@ -4,6 +4,7 @@
         config.yaml   the resolved configuration          env.json   versions, platform, seed
         metrics.jsonl one object an iteration             tensorboard/
         rollouts/iteration_000012.jsonl.zst               checkpoints/iteration_000012/
+        mismatch/iteration_000012.json   where sampler and learner differed most
 
 Checkpoint n is the state after iteration n, so resuming from it keeps the metrics and rollouts up to n and drops
 the rest. Before the first checkpoint a run resumes from its beginning.

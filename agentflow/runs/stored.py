@@ -18,7 +18,7 @@ Metrics: TypeAlias = Mapping[str, float | int | str | None]
 """The numbers of one iteration by name; `iteration` is the number of the iteration, None is missing, never 0."""
 
 _log = logging.getLogger(__name__)
-_ITERATION = re.compile(r"iteration_(\d{6,})(?:\.jsonl\.zst)?")
+_ITERATION = re.compile(r"iteration_(\d{6,})(?:\.jsonl\.zst|\.json)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,20 @@ class StoredRun:
         """
         return read_groups(self.rollout_path(iteration))
 
+    def mismatches(self) -> list[tuple[int, dict[str, Any]]]:
+        """Read the stored trajectories on which sampler and learner differed most, with their iterations, in order.
+
+        Raises:
+            DataError: One is not JSON.
+        """
+        found = []
+        for iteration, path in sorted(numbered(self.path / "mismatch").items()):
+            try:
+                found.append((iteration, json.loads(path.read_text(encoding="utf-8"))))
+            except ValueError as error:
+                raise DataError(f"{path} is not JSON: {error}.", "Remove it.") from None
+        return found
+
     def checkpoints(self) -> list[Checkpoint]:
         """List the complete checkpoints, oldest first."""
         found = sorted(numbered(self.path / "checkpoints").items())
@@ -109,6 +123,10 @@ class StoredRun:
     def rollout_path(self, iteration: int) -> Path:
         """The file of one iteration's trajectories."""
         return self.path / "rollouts" / f"{iteration_name(iteration)}.jsonl.zst"
+
+    def mismatch_path(self, iteration: int) -> Path:
+        """The file of the trajectory on which sampler and learner differed most in one iteration."""
+        return self.path / "mismatch" / f"{iteration_name(iteration)}.json"
 
 
 def iteration_name(iteration: int) -> str:

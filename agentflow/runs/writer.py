@@ -6,8 +6,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,7 +85,7 @@ class Run(StoredRun):
         """
         StoredRun(path)
         run = cls(path, lock=_take_lock(path), tensorboard=tensorboard)
-        for folder in (path, path / "rollouts", path / "checkpoints"):
+        for folder in (path, path / "rollouts", path / "checkpoints", path / "mismatch"):
             remove_leftovers(folder)
         checkpoint = run.latest_checkpoint()
         damaged = numbered(path / "checkpoints")
@@ -121,6 +122,25 @@ class Run(StoredRun):
         """
         write_groups(self.rollout_path(iteration), groups)
 
+    def write_mismatch(self, iteration: int, content: str, *, keep: Collection[int]) -> None:
+        """Store the trajectory on which sampler and learner differed most, and remove those of other iterations.
+
+        Args:
+            iteration: The iteration.
+            content: JSON.
+            keep: The iterations whose files stay.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        path = self.mismatch_path(iteration)
+        with storing(path):
+            path.parent.mkdir(exist_ok=True)
+            write_file(path, content)
+            for number, other in numbered(path.parent).items():
+                if number not in {iteration, *keep}:
+                    other.unlink()
+
     @contextmanager
     def checkpoint(self, iteration: int, *, keep: int) -> Iterator[Path]:
         """Yield an empty folder to write a checkpoint into; it counts once the block has ended.
@@ -147,7 +167,7 @@ class Run(StoredRun):
         write_file(self.path / name, content)
 
     def rewind(self, iteration: int) -> None:
-        """Drop the metrics, rollouts and checkpoints of every iteration after `iteration`.
+        """Drop the metrics, rollouts, mismatches and checkpoints of every iteration after `iteration`.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -156,7 +176,8 @@ class Run(StoredRun):
         kept = b"".join(line for line, row in lines if row["iteration"] <= iteration)
         write_file(self.metrics_path, kept)
         with storing(self.path):
-            for number, path in numbered(self.path / "rollouts").items():
+            files = [numbered(self.path / folder).items() for folder in ("rollouts", "mismatch")]
+            for number, path in chain.from_iterable(files):
                 if number > iteration:
                     path.unlink()
             for number, path in numbered(self.path / "checkpoints").items():

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from agentflow.runs import StoredRun, write_file
+from agentflow.view.mismatch import view_mismatches
 from agentflow.view.plots import draw_panels
 from agentflow.view.transcripts import TrajectoryView, pick, token_decoder, view_trajectory
 
@@ -57,6 +58,7 @@ def render_report(run: StoredRun) -> str:
         headlines=_headlines(rows),
         curves={name: base64.b64encode(image).decode() for name, image in draw_panels(rows).items()},
         ledgers=[ledger(rows, title, prefix) for title, prefix in _TERM_PREFIXES.items()],
+        mismatches=view_mismatches(run),
         iteration=next(reversed(run.rollout_iterations()), None),
         trajectories=_trajectories(run),
     )

@@ -1,6 +1,8 @@
 """The learner: what an update does to the weights, in both precisions, with and without recomputation."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from agentflow.attention import use_agentflow_attention
 from agentflow.errors import RunAborted
 from agentflow.messages import Message, Reply
 from agentflow.models import ModelConfig, load_model
+from agentflow.packing import pack, sampled_logprobs
 from agentflow.trainers.algorithm import load_recipe
-from agentflow.trainers.learner import Learner, LearnerConfig, Sample
+from agentflow.trainers.drift import Drift
+from agentflow.trainers.learner import Learner, LearnerConfig, Sample, split_samples
 from agentflow.trajectory import Completion, Status, Trajectory, Turn
 
 VOCABULARY = 40
@@ -147,3 +151,106 @@ def test_losses_are_means_over_updates(updates: int) -> None:
     expected = alone.update(samples(), algorithm).sums.means()
     for name in ("loss", "loss/policy", "loss/kl", "loss/entropy", "entropy"):
         assert means[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
+
+
+@pytest.mark.parametrize("unit", ["token", "turn", "turn_mean", "sequence", "sequence_mean"])
+@pytest.mark.parametrize("mismatch", ["tis", "icepop", "mis"])
+def test_cutting_and_order_of_a_batch_change_no_mismatch_correction(mismatch: str, unit: str) -> None:
+    slots = {"mismatch": mismatch, "mismatch_unit": unit, "mismatch_high": 1.02}
+    slots |= {"mismatch_low": 0.9} if mismatch != "tis" else {}
+    algorithm = load_recipe("flow-grpo", slots)
+    batch = sampled_by(perturbed(0.1), samples(6))
+    stats = learner_of(tiny()).update(batch, algorithm)
+    # The correction binds, and the batch is cut: otherwise nothing is compared.
+    assert stats.sums.means()["mismatch/correction"] != pytest.approx(1.0, abs=1e-3)
+    assert len(split_samples(batch, 20)) >= 3
+    cut = learner_of(tiny(), max_tokens=20).update(batch, algorithm)
+    turned = learner_of(tiny()).update(batch[::-1], algorithm)
+    for name, value in stats.sums.means().items():
+        assert cut.sums.means()[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        assert turned.sums.means()[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert cut.grad_norm == pytest.approx(stats.grad_norm, rel=1e-4)
+    assert turned.grad_norm == pytest.approx(stats.grad_norm, rel=1e-4)
+
+
+def sampled_by(model: PreTrainedModel, batch: list[Sample], *, versions: Sequence[int] = (0, 0)) -> list[Sample]:
+    """Give the samples the log-probs that a model has for their tokens, each turn under a version of its own."""
+    packed = pack([sample.trajectory for sample in batch])
+    with torch.no_grad():
+        logprobs = iter(sampled_logprobs(model, packed, temperature=1.0)[0].tolist())
+    found = []
+    for sample in batch:
+        turns = []
+        for turn, version in zip(sample.trajectory.turns, versions, strict=True):
+            own = tuple(itertools.islice(logprobs, len(turn.completion.token_ids)))
+            turns.append(replace(turn, completion=replace(turn.completion, logprobs=own, policy_version=version)))
+        found.append(replace(sample, trajectory=replace(sample.trajectory, turns=tuple(turns))))
+    return found
+
+
+def perturbed(scale: float) -> PreTrainedModel:
+    model = tiny()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 20}, {"updates_per_iteration": 3}], ids=str)
+def test_drift_is_that_of_the_weights_an_iteration_starts_from(options: dict[str, Any]) -> None:
+    """Whatever the cutting and however many updates follow: they move the weights far, and the drift not at all."""
+    algorithm = load_recipe("flow-grpo")
+    own = learner_of(tiny(), learning_rate=0.1, **options).update(sampled_by(tiny(), samples(6)), algorithm).drift
+    assert own.max_abs is not None and own.max_abs <= 1e-5
+    other = sampled_by(perturbed(0.1), samples(6))
+    drift = learner_of(tiny(), learning_rate=0.1, **options).update(other, algorithm).drift
+    theirs = [x for sample in other for turn in sample.trajectory.turns for x in turn.completion.logprobs]
+    ours = [x for s in sampled_by(tiny(), samples(6)) for turn in s.trajectory.turns for x in turn.completion.logprobs]
+    d = np.array(ours) - np.array(theirs)
+    assert drift.mean_abs == pytest.approx(np.abs(d).mean(), abs=1e-6)
+    assert drift.max_abs == pytest.approx(np.abs(d).max(), abs=1e-6)
+    assert drift.k3 == pytest.approx((np.exp(d) - d - 1).mean(), abs=1e-6)
+    means = np.abs(d).reshape(6, 6).mean(axis=1)
+    assert drift.worst is not None and drift.worst.trajectory.id == str(means.argmax())
+    assert drift.worst.learner_logprobs_S == pytest.approx(np.array(ours).reshape(6, 6)[means.argmax()], abs=1e-6)
+
+
+def test_drift_is_measured_without_a_pass_of_its_own() -> None:
+    model = tiny()
+    calls = []
+    model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[no-untyped-call]
+    learner_of(model).update(samples(4), load_recipe("flow-grpo"))
+    assert len(calls) == 1
+
+
+def test_what_heeds_the_drift_can_keep_the_weights_from_being_updated() -> None:
+    model = tiny()
+    before = weights(model)
+
+    def refuse(drift: Drift) -> None:
+        raise RunAborted(f"{drift.mean_abs}")
+
+    learner = learner_of(model, learning_rate=0.1)
+    with pytest.raises(RunAborted):
+        learner.update(samples(), load_recipe("flow-grpo"), heed=refuse)
+    assert torch.equal(weights(model), before)
+    assert learner.num_updates_done == 0
+
+
+def test_tokens_of_older_weights_are_counted_apart() -> None:
+    mixed = sampled_by(tiny(), samples(), versions=(6, 7))
+    stale = sampled_by(perturbed(0.1), samples(), versions=(6, 7))
+    batch = [
+        replace(new, trajectory=replace(new.trajectory, turns=(old.trajectory.turns[0], new.trajectory.turns[1])))
+        for new, old in zip(mixed, stale, strict=True)
+    ]
+    algorithm = load_recipe("flow-grpo")
+    drift = learner_of(tiny()).update(batch, algorithm, version=7).drift
+    assert drift.max_abs is not None and drift.max_abs <= 1e-5
+    assert drift.stale_mean_abs is not None and drift.stale_mean_abs > 0.01
+    together = learner_of(tiny()).update(batch, algorithm).drift
+    assert together.mean_abs == pytest.approx(drift.stale_mean_abs / 2, rel=1e-3)
+    assert together.stale_mean_abs is None
+    none = learner_of(tiny()).update(batch, algorithm, version=8).drift
+    assert (none.mean_abs, none.max_abs, none.k3, none.worst) == (None, None, None, None)

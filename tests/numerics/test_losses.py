@@ -13,17 +13,16 @@ from agentflow.losses import (
     Aggregation,
     LossName,
     LossSums,
-    Mismatch,
     Ratio,
     SampledTokens,
     clipped,
     kl_estimate,
     log_ratio,
-    mismatch_factor,
     policy_loss,
     surrogate,
     token_weights,
 )
+from agentflow.mismatch import Mismatch, mismatch_factor
 
 LENGTHS = [[2, 4, 2], [4], [2, 2], [4, 4]]
 ADVANTAGES = [1.0, -1.0, -1.0, 1.0]
@@ -121,12 +120,13 @@ def test_we18_mis_drops_tokens_from_the_denominator() -> None:
     assert -float(policy_loss(sample, mismatch="mis").loss.detach()) == pytest.approx(1.0)
 
 
-def test_we18_sequence_product_and_geometric_mean() -> None:
+def test_we18_sequence_ratio_is_the_geometric_mean() -> None:
     sample = tokens(np.log([0.3, 0.8, 1, 3, 6]).tolist(), [1.0] * 5, segments_S=torch.zeros(5, dtype=torch.long))
     assert float(log_ratio(sample, "token").detach().sum().exp()) == pytest.approx(4.32)
     assert float(log_ratio(sample, "sequence").detach().exp()[0]) == pytest.approx(1.339975, abs=1e-6)
 
 
+UNITS = ("turn", "turn_mean", "sequence", "sequence_mean")
 SLOTS: list[dict[str, Any]] = [
     {"clip_high": 0.3},
     {"dual_clip": 3.0},
@@ -136,6 +136,7 @@ SLOTS: list[dict[str, Any]] = [
     {"mismatch": "tis"},
     {"mismatch": "icepop"},
     {"mismatch": "mis"},
+    *({"mismatch": mismatch, "mismatch_unit": unit} for mismatch in ("tis", "icepop", "mis") for unit in UNITS),
     {"kl_coefficient": 0.1, "kl_estimator": "k1"},
     {"kl_coefficient": 0.1, "kl_estimator": "k2"},
     {"kl_coefficient": 0.1},
@@ -162,6 +163,7 @@ def random_batch(seed: int = 0, lengths: list[list[int]] = LENGTHS) -> SampledTo
         ref_logprobs_S=old + noise(0.3),
         entropy_S=noise(1.0).abs().requires_grad_(),
         segments_S=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor([sum(t) for t in lengths])),
+        turns_S=torch.repeat_interleave(torch.arange(len(turns)), torch.tensor(turns)),
     )
 
 
@@ -186,7 +188,12 @@ def slow_loss(b: SampledTokens, **slots: Any) -> float:
         if slots.get("dual_clip") and a < 0:
             value = max(value, slots["dual_clip"] * a)
         value = {"clip": value, "cispo": bounded * a * logp, "reinforce": a * logp}[slots.get("loss", "clip")]
-        w = math.exp(old - float(behaviour[s]))
+        unit = slots.get("mismatch_unit", "token")
+        owner = {"token": torch.arange(len(b.weights_S)), "turn": b.turns_S, "sequence": segments}[unit.split("_")[0]]
+        assert owner is not None
+        members = [j for j in range(len(b.weights_S)) if owner[j] == owner[s]]
+        w = math.prod(math.exp(float(b.old_logprobs_S[j]) - float(behaviour[j])) for j in members)
+        w = w ** (1 / len(members)) if unit.endswith("_mean") else w
         inside = 0.5 <= w <= 2.0
         value *= {"none": 1.0, "tis": min(w, 2.0), "icepop": w * inside, "mis": 1.0 * inside}[
             slots.get("mismatch", "none")
@@ -287,9 +294,10 @@ def test_padding_of_weight_zero_changes_nothing(slots: dict[str, Any]) -> None:
     batch = random_batch()
     # Padding belongs to no trajectory: its segment is its own, as a separate one is for the packer.
     padding = SampledTokens(
-        **{f.name: f64(-7.0, -3.0) for f in fields(batch) if f.name not in ("weights_S", "segments_S")},
+        **{f.name: f64(-7.0, -3.0) for f in fields(batch) if f.name not in ("weights_S", "segments_S", "turns_S")},
         weights_S=f64(0.0, 0.0),
         segments_S=torch.tensor([99, 99]),
+        turns_S=torch.tensor([99, 99]),
     )
     padded = SampledTokens(*(torch.cat([getattr(batch, f.name), getattr(padding, f.name)]) for f in fields(batch)))
     assert float(policy_loss(padded, **slots).loss.detach()) == pytest.approx(
@@ -354,7 +362,9 @@ def test_metrics_count_what_they_say() -> None:
     assert means["clip_fraction/low"] == means["clip_fraction/high"] == 0.25
     assert means["clip_fraction"] == 0.5
     assert means["ratio/mean"] == pytest.approx(1.0)
-    assert means["mismatch/mean_abs_logprob"] == pytest.approx(0.2)
+    assert policy_loss(sample, mismatch="tis").sums.means()["mismatch/correction"] == pytest.approx(
+        np.exp([-0.1, 0.1, -0.3, 0.3]).mean()
+    )
     assert means["entropy"] == 2.5
     assert means["kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in (1.5, 1.5, 0.5, 0.5)) / 4)
     assert policy_loss(sample, loss="cispo").sums.means()["clip_fraction"] == 1.0
@@ -365,6 +375,12 @@ def test_metrics_count_what_they_say() -> None:
     ("slots", "tokens_without", "message"),
     [
         ({"ratio": "sequence"}, replace(random_batch(), segments_S=None), "trajectory of each token"),
+        (
+            {"mismatch": "tis", "mismatch_unit": "sequence"},
+            replace(random_batch(), segments_S=None),
+            "trajectory of each",
+        ),
+        ({"mismatch": "tis", "mismatch_unit": "turn_mean"}, replace(random_batch(), turns_S=None), "turn or the traj"),
         ({"mismatch": "tis"}, replace(random_batch(), behaviour_logprobs_S=None), "sampler's log-probs"),
         ({"kl_coefficient": 0.1}, replace(random_batch(), ref_logprobs_S=None), "reference's log-probs"),
         ({"entropy_coefficient": 0.1}, replace(random_batch(), entropy_S=None), "entropies"),

@@ -106,7 +106,7 @@ def test_sampling_does_not_run_away_from_learning() -> None:
 def test_episodes_share_the_slots_across_groups() -> None:
     player = Player()
     with streaming(player, limits(capacity=8, concurrency=3)) as stream:
-        stream.take(16)
+        stream.take(8)
     assert player.most_at_once == 3
 
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_the_report_shows_curves_ledger_and_turns(run: Run) -> None:
     assert "probability 0.000" in page
     assert page.count("<b>best</b>") == 2
     assert page.count("<b>failed</b>") == 1
+
+
+def test_the_report_shows_where_sampler_and_learner_differed_most(run: Run) -> None:
+    def record(iteration: int, mean: float | None, learner: float | None) -> str:
+        token = {"turn": 2, "policy_version": 0, "id": 7, "text": EVIL, "sampler": -0.25, "learner": learner}
+        fields = {"iteration": iteration, "trajectory": f"t{iteration}", "mean_abs_logprob": mean}
+        return json.dumps({**fields, "max_abs_logprob": mean, "tokens": [token]})
+
+    for iteration, mean, learner in ((1, 0.5, -0.75), (2, 0.9, None), (3, 0.1, -0.35)):
+        run.write_mismatch(iteration, record(iteration, mean, learner), keep=(1, 2, 3))
+    page = render_report(run)
+    assert "iteration 2 · t2 · mean difference 0.9 nats" in page
+    assert "iteration 3 · t3 · mean difference 0.1 nats" in page
+    assert "t1" not in page
+    assert '<span class="d1" title="id 7 · turn 2 · sampler -0.2500 · learner -0.3500">' in page
+    assert '<span class="d9" title="id 7 · turn 2 · sampler -0.2500 · learner not finite">' in page
+    assert "<script" not in page
 
 
 def test_a_run_without_an_iteration_has_a_report(run: Run) -> None:
