@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from agentflow.sandbox.base import Limits, Program, Result, Status, Usage, max_files
@@ -18,6 +19,10 @@ from agentflow.sandbox.process_tree import is_alive, num_files
 from agentflow.sandbox.streams import Kept
 from agentflow.sandbox.system import WORK
 
+GUEST = "\n".join(
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("guest_figures.py", "guest.py")
+)
+"""The source of what becomes the program where no interpreter is kept warm."""
 _TICK_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _DYING_S = 5.0
@@ -265,12 +270,13 @@ async def in_thread(run: Callable[[threading.Event], Result]) -> Result:
         await asyncio.wait([work])
 
 
-def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> list[str]:
+def guest_words(program: Program, limits: Limits, *, figures: int, num_beside: int = 0) -> list[str]:
     """Return the arguments of `guest.py` after the path of the source.
 
     Args:
         program: What is run.
         limits: What it may use.
+        figures: The descriptor that plots are written to.
         num_beside: Processes that count with the program's own.
     """
     numbers = (
@@ -279,6 +285,7 @@ def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> lis
         (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
         math.ceil(limits.cpu_s) + 1,
         limits.disk_mb << 20,
+        figures,
     )
     return [program.language, *map(str, numbers)]
 
