@@ -241,7 +241,7 @@ def is_public(folder: str) -> bool:
 
 def _inside(program: Program, limits: Limits, *, python: str, figures: int) -> Sequence[str]:
     """Return the command inside: the guest, which sets the last limits and becomes the program."""
-    return [shown_at(python), "-s", "-P", "-c", GUEST, "/program", *guest_words(program, limits, figures=figures)]
+    return [shown_at(python), "-s", "-P", "-c", GUEST, "/program", *guest_words(program, limits), str(figures)]
 
 
 def _result(verdict: Verdict, layers: tuple[str, ...]) -> Result:

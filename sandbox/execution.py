@@ -270,13 +270,12 @@ async def in_thread(run: Callable[[threading.Event], Result]) -> Result:
         await asyncio.wait([work])
 
 
-def guest_words(program: Program, limits: Limits, *, figures: int, num_beside: int = 0) -> list[str]:
-    """Return the arguments of `guest.py` after the path of the source.
+def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> list[str]:
+    """Return the arguments of `guest.py` between the path of the source and the descriptor for plots.
 
     Args:
         program: What is run.
         limits: What it may use.
-        figures: The descriptor that plots are written to.
         num_beside: Processes that count with the program's own.
     """
     numbers = (
@@ -285,7 +284,6 @@ def guest_words(program: Program, limits: Limits, *, figures: int, num_beside: i
         (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
         math.ceil(limits.cpu_s) + 1,
         limits.disk_mb << 20,
-        figures,
     )
     return [program.language, *map(str, numbers)]
 
