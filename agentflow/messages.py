@@ -68,9 +68,7 @@ class Image:
             raise ValueError(f"images of {self.media_type!r} are not known; known are {', '.join(_SIGNATURES)}")
         if len(self.data) > MAX_IMAGE_BYTES:
             raise ValueError(f"an image of {len(self.data)} bytes, more than {MAX_IMAGE_BYTES}")
-        is_whole = self.media_type != "image/png" or (
-            len(self.data) > _PNG_HEAD_BYTES and self.data.endswith(_PNG_END)
-        )
+        is_whole = self.media_type != "image/png" or (len(self.data) > _PNG_HEAD_BYTES and self.data.endswith(_PNG_END))
         if not is_whole or not self.data.startswith(_SIGNATURES[self.media_type]):
             raise ValueError(f"an image that is no {self.media_type}")
         if self.size is not None and not all(1 <= side <= MAX_IMAGE_SIDE for side in self.size):

@@ -106,9 +106,7 @@ class BubblewrapSandbox:
             verdict = execution.watch(program.stdin)
             return with_figures(_result(verdict, enforced(group)), figures.take())
 
-    def _start(
-        self, program: Program, limits: Limits, *, slot: int, files: ExitStack, figures: int
-    ) -> "_Started":
+    def _start(self, program: Program, limits: Limits, *, slot: int, files: ExitStack, figures: int) -> "_Started":
         shown = {f"/work/{name}": content for name, content in program.files.items()}
         given = {path: files.enter_context(memory_file(content)) for path, content in shown.items()}
         source = files.enter_context(memory_file(program.code.encode("utf-8", "replace")))
