@@ -57,7 +57,7 @@ class FigureFile:
 
 def with_figures(result: Result, written: bytes) -> Result:
     """Return a result with the figures that its program left; what is no PNG of a decent size is counted, not kept."""
-    if not written:
+    if len(written) < _NUMBER.size:
         return result
     images = tuple(_images(written))
     claimed = min(_NUMBER.unpack_from(written)[0], _MOST_COUNTED)
