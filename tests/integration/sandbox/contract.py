@@ -69,7 +69,7 @@ def test_streams_input_files_and_traceback(sandbox: Sandbox) -> None:
     assert run(sandbox, "cat; echo $HOME", stdin=b"x", language="shell").stdout.text == "x/work\n"
 
 
-# Stands in for matplotlib, which not every interpreter inside has: what it draws is the program's own, as a forger's is.
+# Stands in for matplotlib, which not every interpreter inside has: its plots are what the program says, forged or not.
 FORGER = """
 import struct, sys, types, zlib
 def chunk(kind, data):
