@@ -23,25 +23,32 @@ _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class FigureFile:
-    """An anonymous file of fixed size, so that whoever has it can fill no more of the host's memory."""
+    """An anonymous file of fixed size, so that whoever has it can fill no more of the host's memory.
+
+    Attributes:
+        descriptor: For the program's side.
+    """
 
     def __init__(self) -> None:
-        self.descriptor = os.memfd_create("figures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.descriptor, MAX_WRITTEN_BYTES)
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        self._own = os.memfd_create("figures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._own, MAX_WRITTEN_BYTES)
+        fcntl.fcntl(self._own, fcntl.F_ADD_SEALS, _SEALS)
+        # Opened anew: flags that the program's side sets (O_APPEND) must not hold for this side.
+        self.descriptor = os.open(f"/proc/self/fd/{self._own}", os.O_RDWR | os.O_CLOEXEC)
 
     def take(self) -> bytes:
         """Return what was written, nothing for no figure, and be empty again."""
-        if os.pread(self.descriptor, _NUMBER.size, 0) == bytes(_NUMBER.size):
+        if os.pread(self._own, _NUMBER.size, 0) == bytes(_NUMBER.size):
             return b""
-        written = os.pread(self.descriptor, MAX_WRITTEN_BYTES, 0)
-        os.pwrite(self.descriptor, bytes(_NUMBER.size), 0)
+        written = os.pread(self._own, MAX_WRITTEN_BYTES, 0)
+        os.pwrite(self._own, bytes(_NUMBER.size), 0)
         return written
 
     def close(self) -> None:
         """Let go of it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
+            os.close(self._own)
             self.descriptor = -1
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Plots out of a sandbox: what nobody trusts is bounded and checked."""
 
+import fcntl
 import os
 import struct
 
@@ -50,9 +51,10 @@ def test_what_was_forged_is_counted_and_not_kept(content, sizes, num_lost):
 def test_the_file_cannot_grow_and_forgets_what_was_taken():
     with FigureFile() as file:
         assert file.take() == b""
-        os.pwrite(file.descriptor, written(png()), 0)
-        assert file.take().startswith(written(png()))
-        assert file.take() == b""
+        for image in (png(), png(3)):
+            os.pwrite(file.descriptor, written(image), 0)
+            assert file.take().startswith(written(image))
+            assert file.take() == b""
         with pytest.raises(PermissionError):
             os.pwrite(file.descriptor, b"x" * 2, MAX_WRITTEN_BYTES - 1)
         with pytest.raises(PermissionError):
@@ -60,3 +62,11 @@ def test_the_file_cannot_grow_and_forgets_what_was_taken():
         with pytest.raises(PermissionError):
             os.ftruncate(file.descriptor, 0)
     file.close()
+
+
+def test_flags_of_the_programs_side_do_not_hold_for_the_host():
+    with FigureFile() as file:
+        os.pwrite(file.descriptor, written(png()), 0)
+        fcntl.fcntl(file.descriptor, fcntl.F_SETFL, os.O_APPEND)
+        assert file.take().startswith(written(png()))
+        assert file.take() == b""
