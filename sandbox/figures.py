@@ -49,7 +49,7 @@ class FigureFile:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             os.close(self._own)
-            self.descriptor = -1
+            self.descriptor = self._own = -1
 
     def __enter__(self) -> Self:
         """Return the file."""
