@@ -44,7 +44,7 @@ def test_a_plot_is_a_line_to_the_policy_and_a_picture_on_the_page(tmp_path: Path
     prompts: list[str] = []
 
     def script(prompt):
-        prompts.append(renderer.tokenizer.decode(prompt))
+        prompts.append(str(renderer.tokenizer.decode(prompt)))
         call = Message("assistant", tool_calls=(ToolCall("python", {"code": PLOT}),))
         return renderer.reply(call if len(prompts) == 1 else Message("assistant", "done"))
 
