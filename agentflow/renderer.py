@@ -7,6 +7,8 @@ What the policy sampled is never rendered again: `extend` returns the tokens tha
 the next one, whatever the sampled turn said. So the transcript only grows even where a chat template would rewrite
 history, as those that drop the reasoning of earlier turns do. A template that leaves a turn out altogether is refused
 at construction.
+
+A policy here reads text alone: an image is one line that names its type and size, in training and serving alike.
 """
 
 import json
@@ -22,7 +24,7 @@ from transformers.utils.chat_parsing.response_parser import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
 from agentflow.errors import ModelError
-from agentflow.messages import Message, Reply, ToolCall, ToolSchema, to_chat
+from agentflow.messages import Message, Reply, ToolCall, ToolSchema, in_words, to_chat
 from agentflow.trajectory import Completion
 
 _MAX_REMEMBERED = 1 << 16  # observations whose tokens are kept; groups see the same ones again and again
@@ -73,7 +75,7 @@ class Renderer:
 
     def extend(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the tokens between the stop token of a sampled turn and the place where the next one starts."""
-        key = tuple(messages)
+        key = tuple(map(in_words, messages))
         if any(message.tool_calls for message in key):  # their arguments cannot be hashed
             return tuple(self._encode(self._between(key)))
         if len(self._extensions) >= _MAX_REMEMBERED:
@@ -130,7 +132,7 @@ class Renderer:
     def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
         try:
             rendered: Any = self.tokenizer.apply_chat_template(
-                [to_chat(self._defused(message)) for message in messages],
+                [to_chat(self._defused(in_words(message))) for message in messages],
                 tools=self.tools or None,
                 add_generation_prompt=generation,
                 tokenize=False,

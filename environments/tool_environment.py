@@ -29,8 +29,8 @@ import numpy as np
 from agentflow.concurrency import call, run_blocking
 from agentflow.environment import Environment, Observation, StepResult, load_tasks
 from agentflow.errors import ConfigError, DataError, EnvironmentFailure, EpisodeFailure, ScoreFailure, ToolError
-from agentflow.messages import Message, ToolCall, ToolSchema
-from agentflow.tools.tool import Tool, tools_of
+from agentflow.messages import Image, Message, ToolCall, ToolSchema
+from agentflow.tools.tool import Tool, ToolOutput, tools_of
 from agentflow.trajectory import Task
 
 
@@ -51,6 +51,11 @@ class ToolResult:
     valid: bool = True
     ok: bool = True
     value: Any = None
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """What the policy sees after the text."""
+        return self.value.images if isinstance(self.value, ToolOutput) else ()
 
 
 class ToolEnvironment(Environment):
@@ -163,7 +168,9 @@ class ToolEnvironment(Environment):
         valid = sum(result.valid for result in results) / len(results)
         terms = {"valid_call": valid, **_finite("turn_terms", extra)}
         self._task = task
-        observation = tuple(Message("tool", self._cut(result.text), name=result.call.name) for result in results)
+        observation = tuple(
+            Message("tool", self._cut(result.text), name=result.call.name, images=result.images) for result in results
+        )
         return observation, 0.0, False, False, {"reward_terms": terms}
 
     async def _finish(self, task: Task, answer: str) -> StepResult:

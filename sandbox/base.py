@@ -21,6 +21,7 @@ from pydantic import Field
 
 from agentflow.config import Config
 from agentflow.errors import BackendFailure, UserError
+from agentflow.messages import Image
 
 Status: TypeAlias = Literal[
     "ok",
@@ -49,6 +50,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/work/.matplotlib",
 }
 """All that a program sees of an environment, whoever runs it."""
 
@@ -136,6 +139,8 @@ class Result:
         stdout: What it wrote.
         stderr: What it wrote to its other stream; a Python traceback stands here.
         value: For a cell of a session, the `repr` of its last expression; empty if it has none.
+        images: The figures of matplotlib that were open at its end, as PNG.
+        num_lost_images: Further ones, left out because they were too many or too large.
         usage: What it used.
         detail: For `refused` and `infra_error`, what happened, for people and not for models.
         backend: Who ran it.
@@ -148,6 +153,8 @@ class Result:
     stdout: Output = Output()
     stderr: Output = Output()
     value: str = ""
+    images: tuple[Image, ...] = ()
+    num_lost_images: int = 0
     usage: Usage = Usage()
     detail: str = ""
     backend: str = ""

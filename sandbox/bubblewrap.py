@@ -21,14 +21,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Result, SandboxUnavailable, Session, refusal
-from agentflow.sandbox.execution import Execution, Verdict, guest_words, in_thread
+from agentflow.sandbox.execution import GUEST, Execution, Verdict, guest_words, in_thread
+from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.meter import GroupMeter
 from agentflow.sandbox.seccomp import bpf_filter
 from agentflow.sandbox.streams import memory_file
 from agentflow.sandbox.system import shown_at
 
-_GUEST = (Path(__file__).parent / "guest.py").read_text(encoding="utf-8")
 _FIRST_UID = 20_000  # one user a slot, so that one execution's processes are never another's
 _INSIDE_UID = 65_534
 _SHARED_MEMORY_BYTES = 1 << 20
@@ -92,8 +92,9 @@ class BubblewrapSandbox:
     def _run(self, program: Program, limits: Limits, *, slot: int, stop: threading.Event) -> Result:
         group = self._group(slot)
         with ExitStack() as files:
+            figures = files.enter_context(FigureFile())
             try:
-                process = self._start(program, limits, slot=slot, files=files)
+                process = self._start(program, limits, slot=slot, files=files, figures=figures.descriptor)
                 meter = self._join(group, process.popen.pid, limits=limits)
                 if meter is not None:
                     files.callback(meter.close)
@@ -103,9 +104,9 @@ class BubblewrapSandbox:
             status_fd = files.enter_context(process.status)
             execution = Execution(process.popen, status_fd.fileno(), limits=limits, stop=stop, meter=meter)
             verdict = execution.watch(program.stdin)
-        return _result(verdict, enforced(group))
+            return with_figures(_result(verdict, enforced(group)), figures.take())
 
-    def _start(self, program: Program, limits: Limits, *, slot: int, files: ExitStack) -> "_Started":
+    def _start(self, program: Program, limits: Limits, *, slot: int, files: ExitStack, figures: int) -> "_Started":
         shown = {f"/work/{name}": content for name, content in program.files.items()}
         given = {path: files.enter_context(memory_file(content)) for path, content in shown.items()}
         source = files.enter_context(memory_file(program.code.encode("utf-8", "replace")))
@@ -122,11 +123,11 @@ class BubblewrapSandbox:
         files.callback(os.close, arguments)
         words_file = files.enter_context(os.fdopen(telling, "wb"))
         popen: Any = subprocess.Popen(
-            [self._command, "--args", str(arguments), "--", *self._inside(program, limits)],
+            [self._command, "--args", str(arguments), "--", *self._inside(program, limits, figures=figures)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            **self._apart(slot, [arguments, source, seccomp, writing, *given.values()]),
+            **self._apart(slot, [arguments, source, seccomp, writing, figures, *given.values()]),
         )
         return _Started(popen, status, words_file, b"\0".join(word.encode() for word in words))
 
@@ -152,9 +153,9 @@ class BubblewrapSandbox:
         """Return bubblewrap's words for namespaces and the file system."""
         return _place(limits, self.python)
 
-    def _inside(self, program: Program, limits: Limits) -> Sequence[str]:
+    def _inside(self, program: Program, limits: Limits, *, figures: int) -> Sequence[str]:
         """Return the command inside."""
-        return _inside(program, limits, python=self.python)
+        return _inside(program, limits, python=self.python, figures=figures)
 
     def _apart(self, slot: int, files: list[int]) -> dict[str, Any]:
         """Return what keeps bubblewrap itself apart from this process: descriptors, environment, session, user."""
@@ -236,9 +237,9 @@ def is_public(folder: str) -> bool:
     return all(step.stat().st_mode & stat.S_IXOTH for step in steps) and bool(steps[0].stat().st_mode & stat.S_IROTH)
 
 
-def _inside(program: Program, limits: Limits, *, python: str) -> Sequence[str]:
+def _inside(program: Program, limits: Limits, *, python: str, figures: int) -> Sequence[str]:
     """Return the command inside: the guest, which sets the last limits and becomes the program."""
-    return [shown_at(python), "-s", "-P", "-c", _GUEST, "/program", *guest_words(program, limits)]
+    return [shown_at(python), "-s", "-P", "-c", GUEST, "/program", *guest_words(program, limits), str(figures)]
 
 
 def _result(verdict: Verdict, layers: tuple[str, ...]) -> Result:

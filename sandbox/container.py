@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Usage, max_files
-from agentflow.sandbox.execution import Verdict
+from agentflow.sandbox.execution import GUEST, Verdict
+from agentflow.sandbox.figures import MAX_WRITTEN_BYTES
 from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
 
-_FOLDER = Path(__file__).parent
-_GUESTS = [(_FOLDER / name).read_text(encoding="utf-8") for name in ("container_guest.py", "guest.py")]
-_COMMAND = (PYTHON, "-s", "-P", "-c", *_GUESTS)
+_FIRST = (Path(__file__).parent / "container_guest.py").read_text(encoding="utf-8")
+_COMMAND = (PYTHON, "-s", "-P", "-c", _FIRST, GUEST)
 _OVERHEAD_MB = 16  # of the first process
-_SOURCE_SPACE_BYTES = 8 << 20
+_PROGRAM_SPACE_BYTES = 10 << 20  # its source and its plots
 _SHARED_MEMORY_BYTES = 1 << 20
 _MAX_OPEN_FILES = 256
 _END, _TRAILER_BYTES = b"\0agentflow:", 256  # as in container_guest.py
+_HELD_BYTES = MAX_WRITTEN_BYTES + _TRAILER_BYTES
 _TICK_S = 0.05
 _CHUNK_BYTES = 1 << 16
 _LATE_S = 5.0  # the first process judges wall time; this much later it has failed to
@@ -112,6 +113,7 @@ class Container:
             self.end()
             raise
         seen.wall_s = time.monotonic() - started
+        seen.end()
         if seen.ended_by:
             self.end()
         elif not seen.trailer:
@@ -187,11 +189,13 @@ class _Seen:
         self.ended_by = ""
         self.wall_s = 0.0
         self.stdout, self.stderr = Kept(limits.output_kb << 10), Kept(limits.output_kb << 10)
+        self.trailer: dict[str, Any] = {}
+        self.figures = b""
         self._raw = bytearray()
         self._held = bytearray()  # the end of stderr, which may be the first process's own word
 
     def add(self, data: bytes) -> None:
-        """Take what was read; nothing for the end."""
+        """Take what was read."""
         self._raw += data
         while len(self._raw) >= 8:
             stream, size = struct.unpack(">B3xI", self._raw[:8])
@@ -199,22 +203,24 @@ class _Seen:
                 break
             self._add(stream, bytes(self._raw[8 : 8 + size]))
             del self._raw[: 8 + size]
-        if not data and not self._held.startswith(_END):
-            self.stderr.add(bytes(self._held))
 
-    @property
-    def trailer(self) -> dict[str, Any]:
-        """What the first process saw; empty if it did not live to say so."""
-        told = json.loads(self._held[len(_END) :]) if self._held.startswith(_END) else {}
-        assert isinstance(told, dict), "written by container_guest.py"
-        return told
+    def end(self) -> None:
+        """Tell the first process's last word, what it saw and the plots, from the program's; it may not have lived."""
+        program = bytes(self._held)
+        if not self.ended_by and program[-_TRAILER_BYTES:].startswith(_END):
+            program, told = program[:-_TRAILER_BYTES], program[-_TRAILER_BYTES:]
+            self.trailer = json.loads(told[len(_END) :])
+            ended = len(program) - self.trailer["figures_bytes"]
+            program, self.figures = program[:ended], program[ended:]
+        self.stderr.add(program)
 
     def verdict(self) -> tuple[Verdict, int | None]:
         """Return what was seen, and the program's exit code."""
         told = {} if self.ended_by else self.trailer
+        flood = "output_limit" if self.stderr.is_flood else ""
         usage = Usage(told.get("cpu_s", 0.0), told.get("wall_s", self.wall_s), told.get("memory_mb", 0.0))
         code = told.get("code")
-        ended_by = self.ended_by or told.get("ended_by", "") or ("memory" if told.get("oom") and code else "")
+        ended_by = self.ended_by or told.get("ended_by", "") or ("memory" if told.get("oom") and code else flood)
         return Verdict(ended_by, b"", self.stdout, self.stderr, usage, survivors=False), code
 
     def _add(self, stream: int, data: bytes) -> None:
@@ -222,7 +228,7 @@ class _Seen:
             self.stdout.add(data)
             return
         self._held += data
-        known = max(0, len(self._held) - _TRAILER_BYTES)
+        known = max(0, len(self._held) - _HELD_BYTES)
         self.stderr.add(bytes(self._held[:known]))
         del self._held[:known]
 
@@ -271,6 +277,6 @@ def _host_config(api: Any, build: Build, *, shape: Shape, user: int) -> Any:
         ],
         tmpfs={
             "/work": f"{own},exec,size={shape.disk_mb}m,nr_inodes={max_files(shape.disk_mb)}",
-            "/program": f"{own},noexec,size={_SOURCE_SPACE_BYTES},nr_inodes=4",
+            "/program": f"{own},noexec,size={_PROGRAM_SPACE_BYTES},nr_inodes=4",
         },
     )

@@ -1,18 +1,20 @@
 """The first process of a container: read as text by the Docker backend, and never imported.
 
 It waits, as warm as an interpreter can be, for one program on its standard input; starts it as a child; judges CPU
-and wall time of the whole container; ends everything that is left; and writes what it saw as the last bytes of stderr,
-when nobody else lives who could write there. The program runs under the same user, yet cannot interfere: the kernel
-drops its signals to the first process of a namespace, and what is not dumpable can be neither read nor written.
+and wall time of the whole container; ends everything that is left; and writes the program's plots and what it saw as
+the last bytes of stderr, when nobody else lives who could write there. The program runs under the same user, yet cannot
+interfere: the kernel drops its signals to the first process of a namespace, and what is not dumpable can be neither
+read nor written.
 
 On standard input come 4 bytes of hash seed, 4 bytes of length, a JSON head of that length, the files and the source;
 what follows is the program's own.
 """
 
 import ctypes
+import io  # noqa: F401  what guest.py imports is warm already
 import json
 import os
-import random  # noqa: F401  what guest.py imports is warm already
+import random  # noqa: F401
 import resource  # noqa: F401
 import signal
 import struct
@@ -23,6 +25,7 @@ from typing import Any
 
 GUEST = sys.argv[1]
 SOURCE = "/program/source"
+FIGURES, FIGURES_BYTES = "/program/figures", 4 + 4 * (4 + (1 << 20))  # as in figures.py
 END, TRAILER_BYTES = b"\0agentflow:", 256
 TICK_S = 0.01
 CHUNK_BYTES = 1 << 16
@@ -63,7 +66,7 @@ def read(name: str, key: str = "") -> int:
     return int(words[words.index(key) + 1 if key else 0]) if not key or key in words else 0
 
 
-def become(head: dict[str, Any]) -> None:
+def become(words: list[str]) -> None:
     """Turn this child into the program."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,7 +74,7 @@ def become(head: dict[str, Any]) -> None:
     os.setsid()
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # it goes before the first process does
-    sys.argv = ["-c", SOURCE, *head["words"]]
+    sys.argv = ["-c", SOURCE, *words]
     exec(compile(GUEST, "guest.py", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102
 
 
@@ -86,6 +89,7 @@ def main() -> None:
         copy(size, f"/work/{name}")
     copy(head["source_bytes"], SOURCE)
     os.chmod(SOURCE, 0o444)
+    figures = os.open(FIGURES, os.O_RDWR | os.O_CREAT)
     cpu_file, cpu_key, unit, peak_file, deaths_file = next(row for row in ACCOUNTS if read(row[0], row[1]))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
@@ -93,7 +97,7 @@ def main() -> None:
     before, started = read(cpu_file, cpu_key), time.monotonic()
     program = os.fork()
     if not program:
-        become(head)
+        become([*head["words"], str(figures)])
         return
     told: dict[str, Any] = {"code": None, "ended_by": "", "cpu_s": 0.0, "wall_s": 0.0}
     while told["code"] is None and not told["ended_by"]:
@@ -106,10 +110,12 @@ def main() -> None:
     end_all()
     told["memory_mb"] = read(peak_file) / 2**20
     told["oom"] = bool(read(deaths_file, "oom_kill"))
+    written = os.pread(figures, FIGURES_BYTES, 0)
+    told["figures_bytes"] = len(written)
     os.set_blocking(2, True)
-    trailer = END + json.dumps(told).encode().ljust(TRAILER_BYTES - len(END))
-    while trailer:
-        trailer = trailer[os.write(2, trailer) :]
+    last = memoryview(written + END + json.dumps(told).encode().ljust(TRAILER_BYTES - len(END)))
+    while last:
+        last = last[os.write(2, last) :]
     os._exit(0)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.container import Build, Container, Shape
 from agentflow.sandbox.execution import guest_words, in_thread
+from agentflow.sandbox.figures import with_figures
 from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
 from agentflow.sandbox.seccomp import docker_profile
 
@@ -116,7 +117,7 @@ class DockerSandbox:
         except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
             return Result("infra_error", detail=f"{type(error).__name__}: {error}"[:400], backend=self.name)
         verdict, code = seen.verdict()
-        return verdict.result(code, backend=self.name, enforced=ENFORCED)
+        return with_figures(verdict.result(code, backend=self.name, enforced=ENFORCED), seen.figures)
 
 
 class _Pool:

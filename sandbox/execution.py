@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from agentflow.sandbox.base import Limits, Program, Result, Status, Usage, max_files
@@ -18,6 +19,10 @@ from agentflow.sandbox.process_tree import is_alive, num_files
 from agentflow.sandbox.streams import Kept
 from agentflow.sandbox.system import WORK
 
+GUEST = "\n".join(
+    (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("guest_figures.py", "guest.py")
+)
+"""The source of what becomes the program where no interpreter is kept warm."""
 _TICK_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _DYING_S = 5.0
@@ -266,7 +271,7 @@ async def in_thread(run: Callable[[threading.Event], Result]) -> Result:
 
 
 def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> list[str]:
-    """Return the arguments of `guest.py` after the path of the source.
+    """Return the arguments of `guest.py` between the path of the source and the descriptor for plots.
 
     Args:
         program: What is run.

@@ -1,7 +1,7 @@
-"""What runs first inside a sandbox: read as text by the backends, and never imported.
+"""What runs first inside a sandbox: read as text by the backends, behind `guest_figures.py`, and never imported.
 
 It lowers the limits that only hold when they are set in here, then becomes the program: argv is
-[path of the source, language, seed, max_processes, memory_bytes, cpu_s, file_bytes].
+[path of the source, language, seed, max_processes, memory_bytes, cpu_s, file_bytes, descriptor for plots].
 """
 
 import linecache
@@ -24,7 +24,7 @@ def lower(kind: int, value: int) -> None:
 def main() -> None:
     """Run the program."""
     path, language, *numbers = sys.argv[1:]
-    seed, max_processes, memory_bytes, cpu_s, file_bytes = map(int, numbers)
+    seed, max_processes, memory_bytes, cpu_s, file_bytes, figures = map(int, numbers)
     lower(resource.RLIMIT_CORE, 0)
     lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     lower(resource.RLIMIT_FSIZE, file_bytes)
@@ -32,6 +32,7 @@ def main() -> None:
     lower(resource.RLIMIT_AS, memory_bytes)
     # Within the user namespace only its own processes count.
     lower(resource.RLIMIT_NPROC, max_processes)
+    os.set_inheritable(figures, False)
     if language == "shell":
         os.execv("/bin/sh", ["sh", path])  # noqa: S606
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -47,7 +48,10 @@ def main() -> None:
 
     sys.excepthook = shown
     names = {"__name__": "__main__", "__builtins__": __builtins__}
-    exec(compile(source, SHOWN_AS, "exec"), names)  # noqa: S102  this is the sandbox
+    try:
+        exec(compile(source, SHOWN_AS, "exec"), names)  # noqa: S102  this is the sandbox
+    finally:
+        save_figures(figures)  # type: ignore[name-defined]  # noqa: F821  it stands before this file's text
 
 
 main()

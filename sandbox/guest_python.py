@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
+from agentflow.sandbox.guest_figures import save_figures
+
 VALUE_BYTES = 1 << 14
 _MESSAGE_BYTES = 1 << 16
 _SUBREAPER = 36
@@ -23,15 +25,15 @@ _WORDS = {errno.ENOSPC: "disk", errno.EFBIG: "disk", errno.EDQUOT: "disk", errno
 Hint = Callable[[str], None]
 
 
-def run_program(code: str, seed: int, hint: Hint) -> NoReturn:
-    """Run a program as an interpreter would, and end the process with its exit code."""
+def run_program(code: str, seed: int, hint: Hint, *, figures: int) -> NoReturn:
+    """Run a program as an interpreter would, write its plots to a file, and end the process with its exit code."""
     names = _fresh_main("program.py")
     _set_seeds(seed, code)
     failed = _guarded(lambda: exec(_compiled(code, "program.py"), names), hint)  # noqa: S102  this is the sandbox
-    _finish(failed)
+    _finish(_guarded(lambda: save_figures(figures), hint) or failed)
 
 
-def serve_cells(channel: socket.socket, hint: Hint) -> NoReturn:
+def serve_cells(channel: socket.socket, *, figures: int) -> NoReturn:
     """Run cells until the host hangs up; every message is one packet of JSON, code and streams come as descriptors."""
     names = _fresh_main("cell")
     _set_seeds(0, "")
@@ -47,10 +49,10 @@ def serve_cells(channel: socket.socket, hint: Hint) -> NoReturn:
             channel = _branch(channel, files[0])
             continue
         number += 1
-        _send(channel, _run_cell(names, files, name=f"cell {number}", hint=hint) | {"cell": asked["cell"]})
+        _send(channel, _run_cell(names, files, name=f"cell {number}", figures=figures) | {"cell": asked["cell"]})
 
 
-def _run_cell(names: dict[str, Any], files: list[int], *, name: str, hint: Hint) -> dict[str, Any]:
+def _run_cell(names: dict[str, Any], files: list[int], *, name: str, figures: int) -> dict[str, Any]:
     source, stdout, stderr = files
     with os.fdopen(source, "rb") as file:
         code = file.read().decode("utf-8", "surrogatepass")
@@ -69,6 +71,7 @@ def _run_cell(names: dict[str, Any], files: list[int], *, name: str, hint: Hint)
 
     words: list[str] = []
     exit_code = _guarded(work, words.append)
+    exit_code = _guarded(lambda: save_figures(figures), words.append) or exit_code
     _flush()
     silent = os.open(os.devnull, os.O_WRONLY)
     for target in (1, 2):

@@ -4,14 +4,15 @@ SandboxFusion knows neither seeds nor bytes nor most limits, and says of an end 
 own client and server put what is missing under the key `agentflow`, which others leave out and ignore.
 """
 
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field
 
+from agentflow.messages import Base64Bytes, Image
 from agentflow.sandbox.base import Limits, Output, Program, Result, Status, Usage
 from agentflow.sandbox.execution import Verdict
+from agentflow.sandbox.guest_figures import MAX_FIGURES
 from agentflow.sandbox.streams import Kept
 
 MOST = Limits(cpu_s=120.0, wall_s=300.0, memory_mb=8192, disk_mb=1024, output_kb=4096, max_processes=512)
@@ -19,11 +20,6 @@ MOST = Limits(cpu_s=120.0, wall_s=300.0, memory_mb=8192, disk_mb=1024, output_kb
 LANGUAGES: Mapping[str, Literal["python", "shell"]] = {"python": "python", "bash": "shell", "shell": "shell"}
 _KILLED = -9
 _SIGNAL_BASE = 128
-_Bytes = Annotated[
-    bytes,
-    BeforeValidator(lambda value: b64decode(value, validate=True) if isinstance(value, str) else value),
-    PlainSerializer(lambda value: b64encode(value).decode(), return_type=str),
-]
 
 
 class _Said(BaseModel):
@@ -34,7 +30,7 @@ class _Said(BaseModel):
 
 class _AskedMore(_Said):
     limits: Limits
-    stdin: _Bytes = b""
+    stdin: Base64Bytes = b""
     seed: int = 0
 
 
@@ -46,7 +42,7 @@ class RunRequest(_Said):
     run_timeout: float = Field(10.0, gt=0)
     memory_limit_MB: int = -1  # SandboxFusion's name
     stdin: str | None = None
-    files: dict[str, _Bytes | None] = Field(default_factory=dict)
+    files: dict[str, Base64Bytes | None] = Field(default_factory=dict)
     fetch_files: tuple[str, ...] = ()
     agentflow: _AskedMore | None = None
 
@@ -74,8 +70,8 @@ class RunRequest(_Said):
 
 
 class _Stream(_Said):
-    head: _Bytes = b""
-    tail: _Bytes = b""
+    head: Base64Bytes = b""
+    tail: Base64Bytes = b""
     num_bytes: int = Field(0, ge=0)
 
 
@@ -85,6 +81,8 @@ class _ToldMore(_Said):
     signal: int | None = None
     stdout: _Stream = _Stream()
     stderr: _Stream = _Stream()
+    images: tuple[Image, ...] = Field((), max_length=MAX_FIGURES)
+    num_lost_images: int = Field(0, ge=0)
     usage: Usage = Usage()
     detail: str = ""
     backend: str = ""
@@ -117,6 +115,8 @@ class RunAnswer(_Said):
                 signal=told.signal,
                 stdout=Output(told.stdout.head, told.stdout.tail, told.stdout.num_bytes),
                 stderr=Output(told.stderr.head, told.stderr.tail, told.stderr.num_bytes),
+                images=told.images,
+                num_lost_images=told.num_lost_images,
                 usage=told.usage,
                 detail=told.detail,
                 backend=f"{backend}:{told.backend}",

@@ -23,6 +23,7 @@ from typing import Any
 
 from agentflow.sandbox.base import Limits, Program, Result, Session, Status, refusal
 from agentflow.sandbox.execution import limit_named
+from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.sessions import open_session
@@ -162,10 +163,15 @@ class _Execution:
 
     async def run(self, program: Program) -> Result:
         """Run it to its end."""
+        with FigureFile() as figures:
+            result = await self._run(program, figures)
+            return with_figures(result, figures.take())
+
+    async def _run(self, program: Program, figures: FigureFile) -> Result:
         kept_bytes = self._limits.output_kb << 10
         streams = [Pipe(kept_bytes, lambda: self.end("output_limit")) for _ in range(2)]
         try:
-            await self._start(program, *streams)
+            await self._start(program, *streams, figures=figures)
             event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
         except (LauncherBroken, OSError) as error:
             event = {"broken": str(error) or "the zygote does not answer"}
@@ -188,7 +194,7 @@ class _Execution:
             enforced=self._slot.enforced,
         )
 
-    async def _start(self, program: Program, stdout: Pipe, stderr: Pipe) -> None:
+    async def _start(self, program: Program, stdout: Pipe, stderr: Pipe, *, figures: FigureFile) -> None:
         told = {
             "language": program.language,
             "code": program.code.encode("utf-8", "replace").decode(),
@@ -201,6 +207,7 @@ class _Execution:
                 "stdin": opened.enter_context(memory_file(program.stdin)),
                 "stdout": stdout.writing,
                 "stderr": stderr.writing,
+                "figures": figures.descriptor,
                 **self._slot.group_files(self._limits),
             }
             self._number = await self._launcher.start(spec_of("run", self._limits), files, self._hear)

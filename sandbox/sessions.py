@@ -18,6 +18,7 @@ from typing import Self
 from pydantic import BaseModel, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
+from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.streams import Pipe, memory_file
@@ -76,6 +77,7 @@ class _Family:
         self.limits = limits
         self.lock = asyncio.Lock()
         self.branches = 0
+        self.figures = FigureFile()
         self._launcher = launcher
         self._number = -1
         self._group = Group.create()
@@ -101,6 +103,7 @@ class _Family:
             silent = os.open(os.devnull, os.O_RDWR)
             opened.callback(os.close, silent)
             files = {"channel": there.fileno(), "stdout": silent, "stderr": silent, "stdin": silent}
+            files["figures"] = self.figures.descriptor
             if self._group is not None:
                 self._group.limit(self.limits)
                 group_files = self._group.open_files()
@@ -157,6 +160,7 @@ class _Family:
                 await asyncio.wait_for(asyncio.shield(self._died), _LOST_S)
         if self._group is not None:
             self._group.close()
+        self.figures.close()
 
     async def _first(self, wanted: asyncio.Future[Event]) -> Event:
         await asyncio.wait({wanted, self._died}, timeout=_LOST_S, return_when=asyncio.FIRST_COMPLETED)
@@ -297,7 +301,7 @@ class _Branch:
             if exit_code:
                 causes: list[Status] = [_WORDS[word] for word in report.words if word in _WORDS]
                 status, exit_code = (causes[0], None) if causes else ("nonzero_exit", exit_code)
-        return Result(
+        result = Result(
             status,
             exit_code=exit_code,
             stdout=stdout,
@@ -308,6 +312,7 @@ class _Branch:
             backend=_BACKEND,
             enforced=family.enforced,
         )
+        return with_figures(result, family.figures.take())
 
     async def _exchange(self, code: str, limits: Limits, *, streams: list[Pipe]) -> _Report | None:
         """Send a cell and return its report; None if the branch ended, or speaks nonsense."""

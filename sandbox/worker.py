@@ -121,7 +121,9 @@ def _become_worker(start: Start, hinting: int) -> NoReturn:
                 os.dup2(start.files[name], target)
         program = _load(start.files["program"]) if "program" in start.files else {}
         channel = os.dup(start.files["channel"]) if "channel" in start.files else -1
-        _keep_only([0, 1, 2, hinting, channel])
+        figures = start.files["figures"]
+        os.set_inheritable(figures, False)
+        _keep_only([0, 1, 2, hinting, channel, figures])
         try:
             _write_files(program.get("files", {}))
         except OSError as error:
@@ -133,10 +135,10 @@ def _become_worker(start: Start, hinting: int) -> NoReturn:
         hint(f"{type(error).__name__}: {error}")
         os._exit(1)
     if channel >= 0:
-        serve_cells(socket.socket(fileno=channel), hint)
+        serve_cells(socket.socket(fileno=channel), figures=figures)
     if program["language"] == "shell":
         _become_shell(program["code"])
-    run_program(program["code"], program["seed"], hint)
+    run_program(program["code"], program["seed"], hint, figures=figures)
 
 
 def _become_shell(code: str) -> NoReturn:

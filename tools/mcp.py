@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import threading
+from base64 import b64decode
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -30,9 +31,10 @@ from pydantic import Field, model_validator
 
 from agentflow.config import Config
 from agentflow.errors import ConfigError, ToolError, ToolFailure, UserError
+from agentflow.messages import Image
 from agentflow.remote import checked_url, read_key
 from agentflow.tools.throttle import Throttle
-from agentflow.tools.tool import Tool
+from agentflow.tools.tool import Tool, ToolOutput
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -43,6 +45,7 @@ _LOG_LINES = 20
 _CLOSING_S = 10.0
 _INVALID_PARAMS = -32602  # JSON-RPC: the server refuses the arguments, which are the model's
 _MAX_PAGES = 100
+_MAX_IMAGES = 4
 
 
 class McpServer(Config):
@@ -138,13 +141,13 @@ class McpTools:
             threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _call(self, remote: str, **arguments: Any) -> str:
+    async def _call(self, remote: str, **arguments: Any) -> ToolOutput:
         """Call a tool from any loop; cancelling the wait cancels the call."""
         with self._lock:
             work = self._on_loop(self._called(remote, arguments))
         return await asyncio.wrap_future(work)
 
-    async def _called(self, remote: str, arguments: dict[str, Any]) -> str:
+    async def _called(self, remote: str, arguments: dict[str, Any]) -> ToolOutput:
         import mcp  # noqa: PLC0415  optional, and slow to import
 
         try:
@@ -166,10 +169,10 @@ class McpTools:
             connection.num_calls -= 1
             if connection.is_stale:
                 connection.retire()
-        text = text_of(result.content, result.structured_content)
+        output = output_of(result.content, result.structured_content)
         if result.is_error:
-            raise ToolError(text)
-        return text
+            raise ToolError(output.text)
+        return output
 
     async def _connected(self) -> _Connection:
         # Kept as a task, so that calls that come at once start one server; a failure is tried again.
@@ -251,9 +254,10 @@ class McpTools:
         )
 
 
-def text_of(content: list[Any], structured: Any = None) -> str:
-    """Return the blocks of a result as text; what is no text is named, not shown."""
+def output_of(content: list[Any], structured: Any = None) -> ToolOutput:
+    """Return the blocks of a result as text and images; what is neither, or one image too many, is named."""
     parts = []
+    images: list[Image] = []
     for block in content:
         if block.type == "text":
             parts.append(block.text)
@@ -261,11 +265,21 @@ def text_of(content: list[Any], structured: Any = None) -> str:
             parts.append(block.resource.text)
         elif block.type == "resource_link":
             parts.append(f"[resource: {block.uri}]")
+        elif block.type == "image" and len(images) < _MAX_IMAGES and (image := _image(block)) is not None:
+            images.append(image)
         else:
             parts.append(f"[{block.type}: {getattr(block, 'mime_type', None) or 'not shown'}]")
-    if not parts and structured is not None:
-        return json.dumps(structured, ensure_ascii=False)
-    return "\n".join(parts)
+    if not parts and not images and structured is not None:
+        parts.append(json.dumps(structured, ensure_ascii=False))
+    return ToolOutput("\n".join(parts), tuple(images))
+
+
+def _image(block: Any) -> Image | None:
+    """Return the image of a block; None for a type that models do not take, or one that is too large."""
+    try:
+        return Image(block.mime_type, b64decode(block.data, validate=True))
+    except ValueError:
+        return None
 
 
 def _checker(name: str, schema: dict[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

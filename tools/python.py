@@ -11,12 +11,14 @@ Whatever the program did is text for the model. What broke under it is an `Episo
 
 import ast
 import signal
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from agentflow.errors import ToolError
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox, SandboxFailure, Session, run_reliably
-from agentflow.tools.tool import Tool, tool
+from agentflow.sandbox.guest_figures import MAX_FIGURE_BYTES, MAX_FIGURES
+from agentflow.tools.tool import Tool, ToolOutput, tool
 
 MAX_CODE_CHARS = 20_000
 """Characters of one program; a longer one is refused before anything reads it."""
@@ -35,13 +37,13 @@ def python_tool(sandbox: Sandbox, limits: Limits | None = None) -> Tool:
     used = limits or Limits()
 
     @tool(parallel=True)
-    async def python(code: str) -> str:
-        """Run a Python program and return what it prints and the value of its last expression.
+    async def python(code: str) -> ToolOutput:
+        """Run a Python program and return what it prints, the value of its last expression and its open plots.
 
         Args:
             code: The program; it starts afresh, without the variables of earlier ones.
         """
-        return described(await run_reliably(sandbox, Program(echoing_last(bounded(code))), used), used)
+        return observed(await run_reliably(sandbox, Program(echoing_last(bounded(code))), used), used)
 
     return python
 
@@ -63,8 +65,8 @@ class Interpreter:
         """Return the tool that runs cells here."""
 
         @tool
-        async def python(code: str) -> str:
-            """Run Python code and return what it prints and the value of its last expression.
+        async def python(code: str) -> ToolOutput:
+            """Run Python code and return what it prints, the value of its last expression and its open plots.
 
             Args:
                 code: The code; variables of earlier calls are still there.
@@ -73,8 +75,8 @@ class Interpreter:
 
         return python
 
-    async def run(self, code: str) -> str:
-        """Run a cell and return what the model reads.
+    async def run(self, code: str) -> ToolOutput:
+        """Run a cell and return what the model reads and sees.
 
         Raises:
             ToolError: The code is too long.
@@ -87,11 +89,11 @@ class Interpreter:
         if result.status == "infra_error":
             await self.close()
             raise SandboxFailure(f"a session of the {self._sandbox.name} sandbox failed: {result.detail}")
-        text = described(result, self._limits)
+        output = observed(result, self._limits)
         if result.status in _OVER:
             await self.close()
-            text = f"{text}\n{_RESTARTED}"
-        return text
+            output = replace(output, text=f"{output.text}\n{_RESTARTED}")
+        return output
 
     async def close(self) -> None:
         """End the interpreter, if there is one."""
@@ -142,6 +144,15 @@ def echoing_last(code: str) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
+def observed(result: Result, limits: Limits) -> ToolOutput:
+    """Return what a model reads and sees of an execution.
+
+    Raises:
+        SandboxFailure: The sandbox broke, which is nobody's observation.
+    """
+    return ToolOutput(described(result, limits), result.images)
+
+
 def described(result: Result, limits: Limits) -> str:
     """Return what a model reads of an execution: its output, its last value, and how it ended if not well.
 
@@ -153,7 +164,12 @@ def described(result: Result, limits: Limits) -> str:
     parts = [result.stdout.text.rstrip("\n"), result.value]
     if result.status != "ok":
         parts += [traceback_end(result), ending(result, limits)]
-    return "\n".join(part for part in parts if part) or "No output."
+    if result.num_lost_images:
+        parts.append(
+            f"[{result.num_lost_images} more plots are not shown: at most {MAX_FIGURES} are, "
+            f"of at most {MAX_FIGURE_BYTES >> 10} kB each]"
+        )
+    return "\n".join(part for part in parts if part) or ("" if result.images else "No output.")
 
 
 def traceback_end(result: Result) -> str:

@@ -26,13 +26,26 @@ from pydantic_core import CoreSchema, ErrorDetails, to_jsonable_python
 
 from agentflow.concurrency import call
 from agentflow.errors import ConfigError, EpisodeFailure, ToolError, ToolFailure
-from agentflow.messages import ToolSchema
+from agentflow.messages import Image, ToolSchema
 from agentflow.tools.throttle import Throttle
 
 _MAX_SHOWN_CHARS = 60
 _RETRY_WAIT_S = 0.5
 # Arguments come from a model's JSON, where a year or a page number is as likely a number as a text.
 _LAX = ConfigDict(coerce_numbers_to_str=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """What a tool may return in place of a plain value: text with images.
+
+    Attributes:
+        text: What the model reads.
+        images: What it sees after the text; one that reads text alone sees a line for each.
+    """
+
+    text: str
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ class Tool:
         return f"{self.name}({', '.join(arguments)})"
 
     async def call(self, arguments: Mapping[str, Any]) -> str:
-        """Validate the arguments, run the tool and return what the model reads.
+        """Validate the arguments, run the tool and return what the model reads, without images.
 
         Raises:
             ToolError: The arguments are wrong, the tool says so, or it took too long: text for the model.
@@ -132,13 +145,13 @@ class Tool:
             raise ToolFailure(f"tool {self.name} raised {type(error).__name__}: {error}") from error
 
     def to_text(self, result: Any) -> str:
-        """Return a result as the model reads it: text as it is, everything else as JSON.
+        """Return a result as the model reads it: text as it is, everything else but images as JSON.
 
         Raises:
             ToolFailure: The result has no JSON form.
         """
-        if isinstance(result, str):
-            return result
+        if isinstance(result, str | ToolOutput):
+            return result if isinstance(result, str) else result.text
         try:
             return json.dumps(to_jsonable_python(result), ensure_ascii=False)
         except ValueError as error:

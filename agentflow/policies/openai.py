@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr
 
 from agentflow.config import Config
 from agentflow.errors import BackendFailure
-from agentflow.messages import Message, to_chat
+from agentflow.messages import Message, to_chats
 from agentflow.remote import (
     PerLoop,
     Retries,
@@ -29,6 +29,7 @@ from agentflow.remote import (
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSAL = "refusal"
+_IMAGE_TOKENS = 1 << 16  # no model that is known counts more for one
 
 
 class ChatConfig(Config):
@@ -138,7 +139,7 @@ class OpenAIChat:
         limit = max_tokens or self.config.max_tokens
         body: dict[str, Any] = {
             "model": self.config.model,
-            "messages": [to_chat(message) for message in messages],
+            "messages": to_chats(messages),
             # OpenAI has given up the name that every other server knows.
             "max_completion_tokens" if self.config.base_url == OPENAI_URL else "max_tokens": limit,
         }
@@ -147,6 +148,7 @@ class OpenAIChat:
             body["temperature"] = temperature
         # A token is at least one byte, so the budget holds whatever the tokenizer is.
         prompt_bound = sum(len(message.content.encode(errors="replace")) for message in messages)
+        prompt_bound += _IMAGE_TOKENS * sum(len(message.images) for message in messages)
         reserved = prompt_bound + limit
         self._reserve(reserved)
         try:

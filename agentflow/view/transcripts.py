@@ -39,11 +39,13 @@ class SpeechView:
         speaker: The role, with the tool's name.
         text: What it says, cut where it is very long.
         calls: The tool calls, each as its name and its arguments as JSON.
+        images: Its images, each with what it is in words and its `data:` address.
     """
 
     speaker: str
     text: str
     calls: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,8 @@ def _view_message(message: Message) -> SpeechView:
         for call in message.tool_calls
     )
     speaker = f"{message.role}: {message.name}" if message.name else message.role
-    return SpeechView(speaker, _cut(message.content), calls)
+    images = tuple((image.shown, image.url) for image in message.images)
+    return SpeechView(speaker, _cut(message.content), calls, images)
 
 
 def _view_token(token: int, logprob: float, decode: Decode) -> TokenView:

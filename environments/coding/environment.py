@@ -18,8 +18,8 @@ from agentflow.environments.tool_environment import ToolEnvironment, ToolResult
 from agentflow.errors import ConfigError
 from agentflow.sandbox.base import Limits, Program, Sandbox, run_reliably
 from agentflow.sandbox.shared import shared_sandbox
-from agentflow.tools.python import bounded, described, echoing_last, ending
-from agentflow.tools.tool import tool
+from agentflow.tools.python import bounded, echoing_last, ending, observed
+from agentflow.tools.tool import ToolOutput, tool
 from agentflow.trajectory import Task
 
 
@@ -105,7 +105,7 @@ class Code(ToolEnvironment):
         self._passing: set[int] = set()
 
     @tool
-    async def run(self, code: str) -> str:
+    async def run(self, code: str) -> str | ToolOutput:
         """Run a program: on the examples if the task has some, else as it is.
 
         Args:
@@ -114,7 +114,7 @@ class Code(ToolEnvironment):
         bounded(code)
         limits, examples = self.options.limits, self._problem.examples
         if not examples:
-            return described(await run_reliably(self._sandbox, Program(echoing_last(code)), limits), limits)
+            return observed(await run_reliably(self._sandbox, Program(echoing_last(code)), limits), limits)
         verdict = await grade(self._sandbox, code, examples, limits=limits)
         self._passing |= {index for index, passed in enumerate(verdict.passed) if passed}
         return _told(verdict, examples, limits)

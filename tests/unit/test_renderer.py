@@ -13,6 +13,7 @@ from agentflow.messages import Message, ToolCall
 from agentflow.renderer import _MARK, Renderer
 from agentflow.trainers.scratch import new_tokenizer
 from agentflow.trajectory import Completion
+from tests.pictures import PICTURE
 
 CHATML = """\
 {%- for message in messages -%}
@@ -152,6 +153,16 @@ def test_reply_reads_back(template: str, message: Message) -> None:
     assert ids[-1] == renderer.closing()
     reply = renderer.parse(Completion(tuple(ids), (0.0,) * len(ids), "stop", 0))
     assert (reply.error, reply.message) == ("", message)
+
+
+def test_an_image_is_a_line_of_text_in_every_place() -> None:
+    renderer = Renderer(byte_tokenizer(CHATML), [SCHEMA])
+    pictured = Message("tool", "drawn", name="look", images=(PICTURE,))
+    described = Message("tool", "drawn\n[image 1: image/png, 2x1]", name="look")
+    assert renderer.extend([pictured]) == renderer.extend([described])
+    start = [Message("user", "What?"), CALL]
+    assert renderer.start([*start, pictured]) == renderer.start([*start, described])
+    assert renderer.extend([CALL, pictured]) == renderer.extend([CALL, described])
 
 
 def test_text_of_an_observation_is_no_special_token_and_keeps_its_blanks() -> None:

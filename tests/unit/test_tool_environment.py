@@ -21,8 +21,9 @@ from agentflow.errors import (
     ToolFailure,
 )
 from agentflow.messages import Message, ToolCall
-from agentflow.tools.tool import tool
+from agentflow.tools.tool import ToolOutput, tool
 from agentflow.trajectory import Task
+from tests.pictures import PICTURE
 
 PRICES = {"tea": 3, "salt": 1}
 TEA = Task("tea", "What does tea cost?", answer="3")
@@ -62,6 +63,24 @@ def calling(*calls):
 
 def texts(result):
     return [message.content for message in result[0]]
+
+
+class Gallery(Shop):
+    """Shows what it sells."""
+
+    @tool
+    def show(self, item: str) -> ToolOutput:
+        """Show an item."""
+        return ToolOutput(item * self.max_observation_chars, (PICTURE, PICTURE))
+
+
+def test_a_tool_may_return_images():
+    gallery = begin(Gallery())
+    shown, price = gallery.step(calling(("show", {"item": "tea"}), ("price", {"item": "tea"})))[0]
+    assert (shown.images, shown.name) == ((PICTURE, PICTURE), "show")
+    assert "characters left out" in shown.content
+    assert price == Message("tool", "3", name="price")
+    assert asyncio.run(gallery.tools["show"].call({"item": ""})) == ""
 
 
 def test_an_episode_from_question_to_score():

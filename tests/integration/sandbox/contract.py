@@ -69,6 +69,60 @@ def test_streams_input_files_and_traceback(sandbox: Sandbox) -> None:
     assert run(sandbox, "cat; echo $HOME", stdin=b"x", language="shell").stdout.text == "x/work\n"
 
 
+# Stands in for matplotlib, which not every interpreter inside has: its plots are what the program says, forged or not.
+FORGER = """
+import struct, sys, types, zlib
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png(width, height=1, padding=0):
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"tEXt", b"x" * padding) + chunk(b"IDAT", zlib.compress(bytes((1 + width) * height)))
+    return b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
+class Figure:
+    def __init__(self, data):
+        self.savefig = lambda file, format: file.write(data)
+pyplot = types.ModuleType("matplotlib.pyplot")
+pyplot.figures = []
+pyplot.get_fignums = lambda: list(range(len(pyplot.figures)))
+pyplot.figure = lambda number: Figure(pyplot.figures[number])
+pyplot.close = lambda what: pyplot.figures.clear()
+sys.modules["matplotlib.pyplot"] = pyplot
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "widths", "num_lost"),
+    [
+        ("", "ok", [], 0),
+        ("pyplot.figures += [png(3), png(5)]; print('drawn')", "ok", [3, 5], 0),
+        ("pyplot.figures += [png(3)]; 1 / 0", "nonzero_exit", [3], 0),
+        ("pyplot.figures += [png(3)]; sys.exit(4)", "nonzero_exit", [3], 0),
+        ("pyplot.figures += [png(n) for n in range(1, 7)]", "ok", [1, 2, 3, 4], 2),
+        ("pyplot.figures += [png(3), b'x' * 99, png(3)[:-1], png(0)]", "ok", [3], 3),
+        ("pyplot.figures += [png(1, padding=1 << 20), png(2, padding=1040000)]", "ok", [2], 1),
+        ("import os\npyplot.figures += [png(3)]\nos._exit(0)", "ok", [], 0),
+    ],
+)
+def test_plots_come_back_bounded_and_checked(
+    sandbox: Sandbox, code: str, status: str, widths: list[int], num_lost: int
+) -> None:
+    result = run(sandbox, FORGER + code)
+    assert result.status == status, result.stderr.text
+    assert [image.size for image in result.images] == [(width, 1) for width in widths]
+    assert result.num_lost_images == num_lost
+    assert ("drawn" in result.stdout.text) == ("drawn" in code)
+    assert not run(sandbox, "pass").images
+
+
+def test_a_program_that_writes_its_plots_itself_gets_no_further(sandbox: Sandbox) -> None:
+    flood = (
+        "import os\nfor fd in range(3, 64):\n  try:\n    while os.write(fd, b'\\xff' * 65536): pass\n"
+        "  except OSError: pass\nprint('done')"
+    )
+    result = run(sandbox, flood)
+    assert (result.images, result.stdout.text) == ((), "done\n"), result
+
+
 def test_input_that_nobody_reads_and_many_bytes_of_files(sandbox: Sandbox) -> None:
     assert run(sandbox, "print('done')", stdin=b"x" * (4 << 20)).stdout.text == "done\n"
     files = {f"{name}/data": bytes([name]) * (1 << 20) for name in range(6)}

@@ -103,8 +103,8 @@ class Ablated(BubblewrapSandbox):
     def _apart(self, slot: int, files: list[int]) -> dict[str, Any]:
         return self._changed[1](super()._apart(slot, files))
 
-    def _inside(self, program: Program, limits: Limits) -> Sequence[str]:
-        return self._changed[2](list(super()._inside(program, limits)))
+    def _inside(self, program: Program, limits: Limits, *, figures: int) -> Sequence[str]:
+        return self._changed[2](list(super()._inside(program, limits, figures=figures)))
 
 
 def without(*gone: str) -> Callable[[list[str]], list[str]]:

@@ -15,7 +15,8 @@ from agentflow.sandbox.probe import open_sandbox, probe
 from agentflow.sandbox.process import ProcessSandbox
 from agentflow.sandbox.process_tree import tree_usage
 from agentflow.sandbox.shared import SharedSandbox
-from agentflow.tools.python import Interpreter
+from agentflow.tools.python import Interpreter, python_tool
+from agentflow.tools.tool import ToolOutput
 from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS
 from tests.trusted_sandbox import real_process
@@ -278,12 +279,60 @@ def test_interpreter_tool_keeps_its_variables_until_a_cell_kills_it() -> None:
     async def work(sandbox: ProcessSandbox) -> list[str]:
         async with Interpreter(sandbox, LIMITS) as interpreter:
             cells = ("x = 6", "x * 7", "import os; os._exit(1)", "x")
-            return [await interpreter.run(cell) for cell in cells]
+            return [(await interpreter.run(cell)).text for cell in cells]
 
     _, second, third, fourth = play(work)
     assert second == "42"
     assert third.endswith("The interpreter was started again: its variables are gone.")
     assert fourth.endswith("NameError: name 'x' is not defined")
+
+
+PLOT = """
+import matplotlib.pyplot as plt
+fig, axes = plt.subplots(figsize=(4, 3), dpi=50)
+axes.plot([1, 4, 9])
+plt.show()
+"""
+
+
+def test_open_plots_of_matplotlib_come_back_once_the_same_each_time() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[Result]:
+        return [await sandbox.run(Program(code)) for code in (PLOT, PLOT, PLOT + "plt.close()")]
+
+    first, again, closed = play(work)
+    assert [image.size for image in first.images] == [(200, 150)], first.stderr.text
+    assert first.images == again.images
+    assert closed.images == ()
+
+
+def test_a_session_shows_each_plot_in_the_cell_that_drew_it() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[tuple[str, int, str]]:
+        async with await sandbox.session() as session:
+            seen = [
+                await session.exec(cell)
+                for cell in (PLOT, "1", "axes.plot([2]); plt.figure(2)", r"plt.title('$\frac$')")
+            ]
+            seen.append(await session.exec("len(plt.get_fignums())"))
+            async with await session.fork() as branch:
+                seen += [await branch.exec("plt.figure()"), await session.exec("1")]
+            return [(result.status, len(result.images), result.value) for result in seen]
+
+    figure = "<Figure size 640x480 with 0 Axes>"
+    plotted, one, second, broken, left, forked, last = play(work)
+    assert (plotted, one, second) == (("ok", 1, ""), ("ok", 0, "1"), ("ok", 1, figure))
+    assert broken[:2] == ("nonzero_exit", 0)
+    assert (left, forked, last) == (("ok", 0, "0"), ("ok", 1, figure), ("ok", 0, "1"))
+
+
+def test_the_python_tool_returns_plots_with_its_text() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[ToolOutput]:
+        tool = python_tool(sandbox)
+        async with Interpreter(sandbox) as interpreter:
+            return [await tool.run({"code": PLOT + "len(axes.lines)"}), await interpreter.run(PLOT)]
+
+    stateless, cell = play(work)
+    assert (stateless.text, [image.size for image in stateless.images]) == ("1", [(200, 150)])
+    assert (cell.text, cell.images) == ("", stateless.images)
 
 
 def test_closed_sandbox_starts_again() -> None:

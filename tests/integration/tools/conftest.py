@@ -94,7 +94,7 @@ class ModelServer:
             return web.json_response({"error": {"message": "malformed request"}}, status=400)
         text = self.reply(messages)
         usage = {
-            "prompt_tokens": sum(len(m["content"].split()) for m in messages),
+            "prompt_tokens": sum(len(str(m["content"]).split()) for m in messages),
             "completion_tokens": len(str(text).split()),
         }
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

@@ -6,6 +6,7 @@ import os
 import sys
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver import Image
 from mcp.server.mcpserver.exceptions import ToolError
 
 server = MCPServer("shop", log_level="WARNING")
@@ -36,6 +37,12 @@ async def wait(seconds: float) -> str:
     """Wait."""
     await asyncio.sleep(seconds)
     return "done"
+
+
+@server.tool()
+async def picture(data: str, kind: str = "png", count: int = 1) -> list[str | Image]:
+    """Show a picture."""
+    return ["before", *[Image(data=bytes.fromhex(data), format=kind)] * count, "after"]
 
 
 @server.tool()

@@ -20,6 +20,7 @@ from agentflow.messages import Message, ToolCall
 from agentflow.tools.mcp import McpServer, McpTools
 from agentflow.tools.tool import join_tools, tool, tools_of
 from agentflow.trajectory import Task
+from tests.pictures import PICTURE, png
 
 SCRIPT = Path(__file__).with_name("mcp_server.py")
 COMMAND = (sys.executable, str(SCRIPT))
@@ -59,7 +60,7 @@ def tools(request):
 
 
 async def test_a_servers_tools_are_tools(tools):
-    assert list(tools) == ["price", "environment", "number", "wait", "die"]
+    assert list(tools) == ["price", "environment", "number", "wait", "picture", "die"]
     assert tools["price"].description == "Look up a price."
     assert tools["price"].usage == "price(item, count=1)"
     assert await tools["price"].call({"item": "tea", "count": 2}) == "tea 6"
@@ -68,6 +69,21 @@ async def test_a_servers_tools_are_tools(tools):
 async def test_what_a_tool_says_is_text(tools):
     with pytest.raises(ToolError, match="we do not sell salt"):
         await tools["price"].call({"item": "salt"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "num_images"),
+    [
+        ({}, "before\nafter", 1),
+        ({"count": 5}, "before\n[image: image/png]\nafter", 4),
+        ({"kind": "svg+xml"}, "before\n[image: image/svg+xml]\nafter", 0),
+        ({"data": "00"}, "before\n[image: image/png]\nafter", 0),
+    ],
+)
+async def test_images_are_images(tools, arguments, text, num_images):
+    picture = tools["picture"]
+    output = await picture.run(picture.validate({"data": png().hex(), **arguments}))
+    assert (output.text, output.images) == (text, (PICTURE,) * num_images)
 
 
 @pytest.mark.parametrize(

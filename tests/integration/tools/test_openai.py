@@ -18,6 +18,7 @@ from agentflow.remote import Retries
 from agentflow.tools.cache import ReplayCache
 from agentflow.tools.judge import Judge, JudgeConfig
 from agentflow.trajectory import Task
+from tests.pictures import PICTURE
 
 FAST = Retries(attempts=3, first_wait_s=0.001, max_wait_s=0.5)
 HELLO = [Message("system", "be brief"), Message("user", "say hello now")]
@@ -49,6 +50,16 @@ async def test_a_temperature_can_be_left_to_the_server(model: Any) -> None:
     await client(model, temperature=None).complete(HELLO)
     await client(model).complete(HELLO)
     assert "temperature" not in model.bodies[0] and model.bodies[1]["temperature"] == 0.0
+
+
+async def test_images_are_sent_and_count_for_the_budget(model: Any) -> None:
+    drawn = [HELLO[1], Message("tool", "done", name="python", images=(PICTURE,))]
+    await client(model).complete(drawn)
+    assert [message["role"] for message in model.bodies[0]["messages"]] == ["user", "tool", "user"]
+    shown = model.bodies[0]["messages"][2]["content"][1]
+    assert shown == {"type": "image_url", "image_url": {"url": PICTURE.url}}
+    with pytest.raises(BackendFailure, match="budget of 60000 tokens"):
+        await client(model, token_budget=60_000).complete(drawn)
 
 
 async def test_transient_errors_are_repeated(model: Any, answer: Any) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from agentflow.messages import Message, Reply, ToolCall
 from agentflow.runs import read_groups, write_groups
 from agentflow.runs.records import decode_group, encode_group
 from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
+from tests.pictures import PICTURE
 
 text = st.text(st.characters(), max_size=8)
 number = st.floats(allow_nan=False)
@@ -26,6 +28,7 @@ message = st.builds(
     content=text,
     tool_calls=st.lists(st.builds(ToolCall, name=text, arguments=mapping), max_size=2).map(tuple),
     name=text,
+    images=st.lists(st.just(PICTURE), max_size=1).map(tuple),
 )
 messages = st.lists(message, max_size=2).map(tuple)
 turn = st.builds(
@@ -60,6 +63,14 @@ def test_a_group_comes_back_equal(group: Group) -> None:
     assert "\n" not in line
     assert decode_group(line) == group
     assert repr(decode_group(line)) == repr(group)  # tuples stay tuples, 1.0 stays a float
+
+
+def test_a_message_that_was_stored_before_there_were_images_has_none() -> None:
+    stored = {"role": "tool", "content": "4", "tool_calls": [], "name": "python"}
+    given = Trajectory("a", "b", 0, (), Status("completed"), None, observation=(Message("tool", "4", name="python"),))
+    group = json.loads(encode_group(Group(Task("b", "c"), (given,))))
+    group["trajectories"][0]["observation"] = [stored]
+    assert decode_group(json.dumps(group)).trajectories == (given,)
 
 
 @pytest.mark.parametrize(("answer", "back"), [((1, 2), [1, 2]), ({1}, "{1}"), (Path("x"), f"{Path('x')!r}")])

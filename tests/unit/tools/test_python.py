@@ -1,12 +1,16 @@
 """The python tool: what a model reads of a program, and what never becomes an observation."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentflow.errors import ToolError
 from agentflow.sandbox.base import Limits, Output, Result, SandboxFailure
-from agentflow.tools.python import MAX_CODE_CHARS, Interpreter, described, echoing_last, python_tool
+from agentflow.tools.python import MAX_CODE_CHARS, Interpreter, described, echoing_last, observed, python_tool
+from agentflow.tools.tool import ToolOutput
+from tests.pictures import PICTURE
 from tests.trusted_sandbox import TrustedSubprocess
 
 LIMITS = Limits(cpu_s=2.0, memory_mb=400)
@@ -99,6 +103,16 @@ def test_a_signal_is_named_and_a_broken_sandbox_raises():
     assert described(Result("signal", signal=999), LIMITS).endswith("999.")
     with pytest.raises(SandboxFailure):
         described(Result("infra_error"), LIMITS)
+
+
+def test_plots_are_shown_and_those_that_were_lost_are_told_of():
+    drawn = Result("ok", images=(PICTURE,))
+    assert observed(drawn, LIMITS) == ToolOutput("", (PICTURE,))
+    assert observed(replace(drawn, num_lost_images=2), LIMITS).text == (
+        "[2 more plots are not shown: at most 4 are, of at most 1024 kB each]"
+    )
+    failed = Result("nonzero_exit", 1, stderr=output("E"), images=(PICTURE,))
+    assert observed(failed, LIMITS) == ToolOutput("E", (PICTURE,))
 
 
 async def test_an_interpreter_keeps_one_session_and_starts_again_after_it_was_killed():

@@ -10,6 +10,7 @@ from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Tu
 from agentflow.view.plots import draw_panels, write_plots
 from agentflow.view.report import ledger, render_report, write_report
 from agentflow.view.transcripts import pick, token_decoder, view_trajectory
+from tests.pictures import PICTURE
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}\ud800\x00"
 
@@ -17,7 +18,7 @@ EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}\
 def turn(text: str, reward: float = 0.0) -> Turn:
     message = Message("assistant", text, (ToolCall(text, {text: text}),), text)
     completion = Completion((5, 6), (-0.1, float("-inf")), "stop", 1)
-    said = (Message("tool", text, name=text),)
+    said = (Message("tool", text, name=text, images=(PICTURE,)),)
     return Turn(0, (1, 2, 3), completion, said, Reply(message, text), reward, {text: 0.5}, 0.25)
 
 
@@ -67,6 +68,7 @@ def test_the_report_shows_curves_ledger_and_turns(run: Run) -> None:
     assert "Trajectories of iteration 2" in page
     assert 'title="id 5 · log-prob -0.1000 · probability 0.905"' in page
     assert "probability 0.000" in page
+    assert f'<img alt="image/png, 2x1" title="image/png, 2x1" src="{PICTURE.url}">' in page
     assert page.count("<b>best</b>") == 2
     assert page.count("<b>failed</b>") == 1
 
