@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from agentflow.agents.react import AgentConfig, ReAct
 from agentflow.concurrency import run_blocking
@@ -85,7 +86,7 @@ class Waiting(Environment):
         load: How long.
     """
 
-    reward_terms: Mapping[str, str] = {}
+    reward_terms: ClassVar[Mapping[str, str]] = {}
     waits_outside = True
 
     def __init__(self, load: Load) -> None:
