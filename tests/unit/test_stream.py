@@ -156,7 +156,7 @@ def test_a_run_continues_with_the_groups_that_were_not_taken() -> None:
 def test_groups_are_the_same_whenever_they_are_collected() -> None:
     with streaming(Player(), limits()) as stream:
         first = {t.id: t.seed for t in stream.take(3).trajectories}
-    with streaming(Player(), limits(capacity=2)) as stream:
+    with streaming(Player(), limits(capacity=3)) as stream:
         second = {t.id: t.seed for t in stream.take(3).trajectories}
     assert first == second
 
