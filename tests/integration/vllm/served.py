@@ -27,9 +27,11 @@ def starter() -> LoadedModel:
 
 
 @contextmanager
-def serving(folder: Path, *, model: Any = None, stop_ids: Sequence[int] = (), **options: Any) -> Iterator[VllmPolicy]:
+def serving(
+    folder: Path, *, model: Any = None, stop_ids: Sequence[int] = (), length: int = LENGTH, **options: Any
+) -> Iterator[VllmPolicy]:
     """Serve the starter, or another model."""
-    policy = VllmPolicy(model or starter().model, stop_ids, config=ServerConfig(**options), max_episode_tokens=LENGTH)
+    policy = VllmPolicy(model or starter().model, stop_ids, config=ServerConfig(**options), max_episode_tokens=length)
     with policy.serving(folder):
         yield policy
 

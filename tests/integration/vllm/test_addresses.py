@@ -1,0 +1,90 @@
+"""Servers that somebody else runs: `agentflow vllm` starts one, `policy.urls` names it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from agentflow.errors import ConfigError
+from tests.integration.vllm.served import LENGTH, sample_all, serving, worst_difference
+
+CLOSE = 1e-4
+PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a server in a process group of its own, as on another host."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["vllm", "--env", "websearch", "--port", str(port), "--length", str(LENGTH)]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words], stdout=output, stderr=output, start_new_session=True
+        ) as server,
+    ):
+        yield f"http://127.0.0.1:{port}"
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_a_server_given_by_its_address_follows_the_learner(url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, urls=[url]) as policy:
+        completions = asyncio.run(sample_all(policy, 8))
+        assert {c.policy_version for c in completions} == {0}
+        assert worst_difference(policy, completions) < CLOSE
+    assert not (tmp_path / "servers").exists(), "nothing was started"
+
+
+def test_weights_travel_by_tcp_to_a_server_that_shares_no_memory(url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, urls=[url], weights_host="127.0.0.1") as policy:
+        with policy.updating():
+            policy.model.get_input_embeddings().weight.data.mul_(1.01)
+        completions = asyncio.run(sample_all(policy, 8))
+        assert {c.policy_version for c in completions} == {1}
+        assert worst_difference(policy, completions) < CLOSE
+
+
+def test_a_server_of_another_model_is_refused_with_what_differs(url: str, tmp_path: Path) -> None:
+    config = Qwen3Config(
+        vocab_size=999,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+    )
+    with (
+        pytest.raises(ConfigError, match="vocabulary 1157 instead of 999, layers 3 instead of 2, hidden_size 128"),
+        serving(tmp_path, model=Qwen3ForCausalLM(config), urls=[url]),
+    ):
+        pass
+
+
+def test_a_server_with_too_short_a_context_is_refused(url: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=rf"max_length {LENGTH} below agent.max_episode_tokens = {LENGTH + 1}"),
+        serving(tmp_path, urls=[url], length=LENGTH + 1),
+    ):
+        pass
+
+
+def test_an_address_where_nobody_listens_is_named(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(ConfigError, match=r"http://127.0.0.1:9 did not answer within 2 s"),
+        serving(tmp_path, urls=["http://127.0.0.1:9"], startup_s=2),
+    ):
+        pass
+    assert time.monotonic() - started < 30
