@@ -86,11 +86,13 @@ class AsksTheProgram(Plain):
     """Have the program's own process tell through a pipe that it began, and at its end the exit code."""
 
     _HEAD = """
-import os
+import atexit, os
+def _tell(code): os.write({0}, b'{{"exit_code": %d}}' % code)
 def _told(code, end=os._exit):
-    os.write({0}, b'{{"exit_code": %d}}' % code)
+    _tell(code)
     end(code)
 os._exit = _told
+atexit.register(_tell, 0)
 os.write({0}, b"begun ")
 """
 
