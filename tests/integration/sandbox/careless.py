@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class Plain:
 
     def start(self, command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
         """Start a child with all that this process has, in the folder of all."""
-        own = {"stdin": subprocess.PIPE, "cwd": self.work, "env": os.environ | {"HOME": str(self.work)}}
+        own: dict[str, Any] = {"stdin": subprocess.PIPE, "cwd": self.work, "env": os.environ | {"HOME": str(self.work)}}
         self._started.append(subprocess.Popen(command, **(own | options)))
         return self._started[-1]
 

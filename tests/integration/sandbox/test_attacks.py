@@ -17,6 +17,7 @@ from agentflow.sandbox.probe import BACKENDS, probe
 from tests.integration.sandbox.ablation import NAMED, ROOT, held, tried
 from tests.trusted_sandbox import real
 
+
 def working(name: str) -> Sandbox:
     """Return a backend, or skip where it does not work."""
     try:
@@ -222,7 +223,7 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "control group": ({"has_group": False}, "resources/memory in pages that no process maps"),
     "CPU limit": (
-        {"limits": {"cpu_s": 60.0, "wall_s": 10.0}},
+        {"limits": {"cpu_s": 3.0, "wall_s": 10.0}},
         "resources/spin; resources/spin in several processes; resources/spin out of reach of signals; "
         "resources/spin within one instruction; resources/spin in children that nobody waits for",
     ),

@@ -4,7 +4,6 @@ What runs here as root and uncontained opens and looks, and does nothing with wh
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path

@@ -83,7 +83,7 @@ def as_root(options: Options, **changes: Any) -> Options:
 def in_the_hosts_folder(options: Options) -> Options:
     """Give no work space, to which /tmp leads within, but the host's own /tmp."""
     places = {place: words for place, words in options["host_config"]["Tmpfs"].items() if place != "/work"}
-    return host(Tmpfs=places, Binds=["/tmp:/work"])(options)  # noqa: S108
+    return host(Tmpfs=places, Binds=["/tmp:/work"])(options)
 
 
 def lawless(options: Options) -> Options:
@@ -156,14 +156,14 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "memory limit": (
         {"change": host(Memory=2 << 30, MemorySwap=2 << 30)},
-        "resources/memory; resources/memory of several processes; resources/memory in pages that no process maps",
+        "resources/memory; resources/memory of several processes",
     ),
     "process limit": (
         {"limits": {"max_processes": 1000, "memory_mb": 2048}},
         "resources/processes; resources/threads; resources/processes of a shell",
     ),
-    "CPU limit": ({"limits": {"cpu_s": 60.0}}, "resources/spin; resources/spin out of reach of signals"),
-    "wall limit": ({"limits": {"wall_s": 4.5}}, "resources/sleep; resources/stop"),
+    "CPU limit": ({"limits": {"cpu_s": 2.0, "wall_s": 10.0}}, "resources/spin; resources/spin out of reach of signals"),
+    "wall limit": ({"limits": {"wall_s": 4.5}}, "resources/sleep"),
     "output limit": ({"limits": {"output_kb": 1 << 20}}, "resources/output; resources/output of errors"),
 }  # fmt: skip
 
