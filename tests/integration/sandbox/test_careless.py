@@ -64,7 +64,7 @@ def has_capability(number: int) -> bool:
 
 ROOT = pytest.mark.skipif(
     not has_capability(_ADMINISTRATION),
-    reason="WHAT SEVERAL LAYERS CONTAIN IS NOT SEEN TO ESCAPE: that takes full root",
+    reason="WHAT SEVERAL LAYERS CONTAIN IS NOT TRIED WITHOUT: it takes all of root",
 )
 ONLY_ON_SOME_MACHINES: dict[str, Callable[[], bool]] = {
     "network/the kernel's ciphers": has_ciphers,
