@@ -75,9 +75,9 @@ ATTACKS = (
     ),
     _poison(
         "a queue of messages",
-        "NAME = ('planted-' + BAIT['word']).encode()\nrt = ctypes.CDLL('librt.so.1')\n"
+        "NAME = ('/planted-' + BAIT['word']).encode()\nrt = ctypes.CDLL('librt.so.1')\n"
         "queue = rt.mq_open(NAME, os.O_CREAT | os.O_RDWR, 0o666, 0)\nrt.mq_send(queue, WORD.encode(), 24, 0)",
-        "NAME = ('planted-' + BAIT['word']).encode()\nrt = ctypes.CDLL('librt.so.1')\n"
+        "NAME = ('/planted-' + BAIT['word']).encode()\nrt = ctypes.CDLL('librt.so.1')\n"
         "queue = rt.mq_open(NAME, os.O_RDWR | os.O_NONBLOCK)\ntext = ctypes.create_string_buffer(1 << 14)\n"
         "if queue >= 0:\n  rt.mq_receive(queue, text, 1 << 14, 0)\n  say(text.value)\n  rt.mq_unlink(NAME)",
     ),

@@ -82,9 +82,9 @@ ATTACKS = (
     _fails("its parent stopped", "if os.getppid() < 9:\n  with trying(): os.kill(os.getppid(), 19)\nos._exit(3)"),
     Attack(
         name="protocol/a work space that cannot be removed",
-        code="for _ in range(600):\n  with trying():\n    os.mkdir('d')\n    os.chdir('d')\n"
-        "with trying(): os.chmod('.', 0)\n"
-        "import shutil\nos.chdir('/')\nif not os.path.ismount('/work'): pass",
+        # Its path becomes longer than the kernel takes, and its last folder is closed to its owner.
+        code="for _ in range(600):\n  with trying():\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\n"
+        "with trying(): os.chmod('.', 0)\nos.chdir('/')",
         judge=_blames_nobody,
     ),
     Attack(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from agentflow.sandbox.attacks.base import Seen
 from agentflow.sandbox.attacks.sight import call_back, look
-from agentflow.sandbox.process_tree import is_alive
 
 _TICK_S = 0.01
 MARK_LETTERS = 6
@@ -42,9 +41,9 @@ class Watcher:
         self._ticks[mark] = {}
         return self._seen.setdefault(mark, Seen())
 
-    def alive(self, mark: str) -> list[int]:
-        """Return the marked processes that live now."""
-        return [pid for pid in _pids() - self._old if _name(pid).startswith(mark) and is_alive(pid)]
+    def left(self, mark: str) -> list[int]:
+        """Return the marked processes that are still there, those that only wait to be buried among them."""
+        return [pid for pid in _pids() - self._old if _name(pid).startswith(mark)]
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
@@ -84,14 +83,14 @@ class Watcher:
 
 
 def wait_for_death(watcher: Watcher, mark: str, *, grace_s: float) -> list[int]:
-    """Return the marked processes that still live after a moment of grace, and end them."""
+    """Return the marked processes that are still there after a moment of grace, and end them."""
     deadline = time.monotonic() + grace_s
-    while (alive := watcher.alive(mark)) and time.monotonic() < deadline:
+    while (left := watcher.left(mark)) and time.monotonic() < deadline:
         time.sleep(_TICK_S)
-    for pid in alive:
+    for pid in left:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    return alive
+    return left
 
 
 def _own_kb(pid: int) -> int:

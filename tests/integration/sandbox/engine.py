@@ -98,5 +98,7 @@ def _end_if_last(folder: Path, users: int) -> None:
     deadline = time.monotonic() + _START_S
     while (folder / "pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    subprocess.run(["umount", "--quiet", "--recursive", str(folder / "data")], check=False, stderr=subprocess.DEVNULL)
+    for mounted in ("data", "exec/netns/default"):  # the second is made for a container in the host's network
+        words = ["umount", "--quiet", "--recursive", str(folder / mounted)]
+        subprocess.run(words, check=False, stderr=subprocess.DEVNULL)
     shutil.rmtree(folder, ignore_errors=True)

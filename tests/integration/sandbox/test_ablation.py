@@ -1,19 +1,13 @@
 """Each layer of the process sandbox taken away in turn: the attacks named for it must then be judged as escapes."""
 
-import asyncio
-
 import pytest
 
 from agentflow.sandbox import launcher
-from agentflow.sandbox.attacks.base import Verdict
-from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
 from agentflow.sandbox.process import ProcessSandbox
+from tests.integration.sandbox.ablation import held
 from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
-NAMED = {attack.name: attack for attack in ATTACKS}
-ATTEMPTS = 3
-"""How often an attack that should escape may try: on a busy machine the judge may look too late to see it."""
 MOUNTS_BUT = (
     "from agentflow.sandbox import namespaces\nmount = namespaces.mount\n"
     "namespaces.mount = lambda kind, target, **options: None if target == '{}' else mount(kind, target, **options)"
@@ -49,6 +43,17 @@ LAYERS = {
         "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_HOST_NAME",
         "identity/the host's name",
     ),
+    "users": (
+        "import os; os.setresuid = os.setresgid = lambda *numbers: None\n"
+        "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_USER\n"
+        "namespaces.map_user = lambda inside, **outside: None; namespaces.drop_capabilities = lambda: None",
+        "identity/the host's users",
+    ),
+    "a channel that nobody can open again": (
+        "import os; from agentflow.sandbox import worker\ndef channel():\n  ends = os.pipe()\n"
+        "  os.set_blocking(ends[1], False)\n  return ends\nworker._hint_channel = channel",
+        "protocol/channels read empty",
+    ),
     "processes": (MOUNTS_BUT.format("/proc"), "processes/command lines of the host"),
     "files of the system": (
         "from agentflow.sandbox import system; system._FOLDERS += ('/etc',)",
@@ -69,15 +74,4 @@ def test_without_its_layer_an_attack_escapes(layer: str, monkeypatch: pytest.Mon
     assert last in launcher._CODE
     monkeypatch.setattr(launcher, "_CODE", launcher._CODE.replace(last, f"{patch}\n{last}"))
 
-    async def play(names: list[str]) -> list[Verdict]:
-        sandbox = ProcessSandbox()
-        try:
-            return await attack_sandbox(sandbox, [NAMED[name] for name in names])
-        finally:
-            await sandbox.close()
-
-    held = names.split("; ")
-    for _ in range(ATTEMPTS):
-        verdicts = asyncio.run(play(held)) if held else []
-        held = [verdict.attack.name for verdict in verdicts if verdict.outcome != "escaped"]
-    assert not held
+    assert not held(ProcessSandbox, names)

@@ -9,29 +9,13 @@ import pytest
 
 from agentflow.cli import main
 from agentflow.errors import UserError
-from agentflow.sandbox.attacks.base import Verdict
-from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
+from agentflow.sandbox.attacks.suite import ATTACKS
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.groups import Group
 from agentflow.sandbox.probe import BACKENDS, probe
+from tests.integration.sandbox.ablation import NAMED, held, tried
 from tests.trusted_sandbox import real
-
-NAMED = {attack.name: attack for attack in ATTACKS}
-ATTEMPTS = 3
-"""How often an attack that should escape may try: on a busy machine the judge may look too late to see it."""
-
-
-def tried(sandbox: Sandbox, names: Sequence[str]) -> dict[str, Verdict]:
-    """Run attacks against a sandbox."""
-
-    async def play() -> list[Verdict]:
-        try:
-            return await attack_sandbox(sandbox, [NAMED[name] for name in names])
-        finally:
-            await sandbox.close()
-
-    return {verdict.attack.name: verdict for verdict in asyncio.run(play())}
 
 
 def working(name: str) -> Sandbox:
@@ -155,6 +139,7 @@ def lawless(words: list[str]) -> list[str]:
 
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root has another user to become")
+BESIDE_A_SHELL = ("/bin/sh", "-c", '"$@"; exit $?', "sh")
 LAYERS: dict[str, tuple[dict[str, Any], str]] = {
     "seccomp": (
         {"is_filtered": False},
@@ -172,7 +157,8 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "process namespace": (
         {"words": without("--unshare-pid")},
-        "identity/the host's process numbers; processes/command lines of the host; processes/a daemon",
+        "identity/the host's process numbers; processes/command lines of the host; processes/a daemon; "
+        "processes/a daemon of a shell",
     ),
     "IPC namespace": ({"words": without("--unshare-ipc")}, "identity/the host's messages"),
     "host name": ({"words": without("--unshare-uts")}, "identity/the host's name"),
@@ -184,6 +170,19 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
         {"apart": lambda options: options | {"env": dict(os.environ)}},
         "processes/environments of the host; processes/the environment of its parent",
     ),
+    "other groups": ({"apart": lambda options: options | {"extra_groups": [27]}}, "identity/groups of the host"),
+    "process namespace and other user": (
+        {"words": without("--unshare-pid"), "apart": as_root},
+        "processes/a signal to the host; processes/a handle on the host's process",
+    ),
+    "session of its own": (
+        {"words": without("--new-session"), "apart": lambda options: options | {"start_new_session": False}},
+        "processes/the host's process group",
+    ),
+    "nobody beside the program but process 1": (
+        {"inside": lambda words: [*BESIDE_A_SHELL, *words]},
+        "protocol/process 1 killed; protocol/its parent stopped",
+    ),
     "clean environment inside": (
         {"words": without("--clearenv"), "apart": lambda options: options | {"env": dict(os.environ)}},
         "processes/its own environment",
@@ -191,6 +190,12 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
     "closed descriptors": ({"apart": careless}, "files/inherited descriptors"),
     "nothing beside the work space": ({"words": lambda words: [*words, "--bind", "/var/tmp", "/var/tmp"]},
                        "persistence/temporary files that stay; files/a place beside the work space"),
+    "files of its own": (
+        {"words": swapped(["--symlink", "work", "/tmp"], ["--bind", "/tmp", "/tmp"])},
+        "files/a secret of the host; files/the host's root through process 1; "
+        "files/the host's root through other processes; files/dots above the root; files/a symbolic link of its own; "
+        "files/a shell that globs; network/a socket in the host's files",
+    ),
     "read-only devices": (
         {"words": swapped(["--remount-ro", "/dev"], [])}, "files/the folder of devices, for writing",
     ),
@@ -200,20 +205,32 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "size of the work space": (
         {"limits": {"disk_mb": 256, "memory_mb": 1024}},
-        "resources/one large file; resources/many large files; resources/storage by reservation",
+        "resources/one large file; resources/many large files; resources/storage by reservation; resources/inodes",
+    ),
+    "size of shared memory": (
+        {
+            "words": swapped(["--size", str(1 << 20), "--tmpfs", "/dev/shm"], ["--tmpfs", "/dev/shm"]),
+            "limits": {"disk_mb": 256, "memory_mb": 1024},
+        },
+        "resources/storage in shared memory",
     ),
     "memory limit": (
         {"limits": {"memory_mb": 2048}},
         "resources/memory; resources/memory of several processes; resources/memory of a decompression bomb; "
         "resources/memory in pages that no process maps",
     ),
+    "memory limit and seccomp": (
+        {"is_filtered": False, "limits": {"memory_mb": 2048}}, "resources/memory in detached segments",
+    ),
     "control group": ({"has_group": False}, "resources/memory in pages that no process maps"),
     "CPU limit": (
-        {"limits": {"cpu_s": 60.0, "wall_s": 10.0}},
+        {"limits": {"cpu_s": 3.0, "wall_s": 10.0}},
         "resources/spin; resources/spin in several processes; resources/spin out of reach of signals; "
         "resources/spin within one instruction; resources/spin in children that nobody waits for",
     ),
-    "wall limit": ({"limits": {"wall_s": 60.0}}, "resources/sleep; protocol/streams closed early"),
+    "wall limit": (
+        {"limits": {"wall_s": 4.5}}, "resources/sleep; resources/stop; protocol/streams closed early",
+    ),
     "process limit": (
         {"limits": {"max_processes": 1000, "memory_mb": 2048}},
         "resources/processes; resources/threads; resources/processes of a shell; "
@@ -231,11 +248,7 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("layer", LAYERS)
 def test_without_its_layer_an_attack_escapes(layer: str) -> None:
     changes, names = LAYERS[layer]
-    held = names.split("; ")
-    for _ in range(ATTEMPTS):
-        verdicts = tried(Ablated(**changes), held) if held else {}
-        held = [name for name, verdict in verdicts.items() if verdict.outcome != "escaped"]
-    assert not held
+    assert not held(lambda: Ablated(**changes), names)
 
 
 def test_names_are_unique_and_there_are_enough() -> None:

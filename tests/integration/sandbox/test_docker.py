@@ -24,25 +24,10 @@ from agentflow.sandbox.probe import open_sandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS, run
-from tests.integration.sandbox.engine import shared_engine
 
+pytestmark = pytest.mark.usefixtures("engine")
 RUN = f"contract-{os.getpid()}"
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="session")
-def started_engine() -> Iterator[str]:
-    with shared_engine() as address:
-        yield address
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engine(started_engine: str) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOCKER_HOST", started_engine)
-        if not backend.connect().images.list():
-            assert main(["sandbox", "image"]) == 0
-        yield started_engine
 
 
 @pytest.fixture(scope="module")
