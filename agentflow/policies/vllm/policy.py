@@ -1,5 +1,6 @@
 """The policy that samples from vLLM servers, whose weights follow the learner's."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,9 @@ class VllmPolicy:
             return [Server(url, self._config, url=url) for url in self._config.urls]
         model_folder = folder / "model"
         model_folder.mkdir(parents=True, exist_ok=True)
-        self.model.config.save_pretrained(model_folder)
+        config = copy.deepcopy(self.model.config)
+        config.architectures = [self._wanted["architecture"]]  # a model that was never saved does not say it
+        config.save_pretrained(model_folder)
         served = Served(
             folder=model_folder.absolute(),
             dtype=self._wanted["dtype"],

@@ -222,11 +222,14 @@ class ServerPool:
     async def _send(self, server: Server) -> None:
         """Send the weights, and see that the server computes with them."""
         patience_s = self._config.hang_s + self._buffer.num_bytes / _BYTES_PER_S
+        server.is_ready = False  # no turn begins here meanwhile
+        is_busy = bool(server.under_way)
         async with self._reading():
             version = self._version
             expected = asyncio.ensure_future(asyncio.to_thread(self._buffer.digests))
-            # Turns under way keep what they have sampled, and go on once their keys and values are computed anew.
-            await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
+            if is_busy:
+                # Turns under way keep what they have sampled, and go on once their keys and values are computed anew.
+                await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
             await server.call("/start_weight_update", {}, timeout_s=patience_s)
             info = self._buffer.update_info()
             await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
@@ -234,14 +237,10 @@ class ServerPool:
             told = await server.call("/collective_rpc", {"method": "agentflow_digests"}, timeout_s=patience_s)
             wanted = await expected
         for held in told["results"]:
-            different = sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key))
-            if different:
-                raise RunAborted(
-                    f"{server.name} holds other weights than the learner after version {version}: {different[:3]} "
-                    f"differ of {len(wanted)} parts. Is the model quantised, or its vLLM class unlike transformers'?"
-                )
+            _check_digests(server.name, held, wanted, version=version)
         await server.call("/reset_prefix_cache?reset_running_requests=true", {})
-        await server.call("/resume", {})
+        if is_busy:
+            await server.call("/resume", {})
         async with self._changed:
             server.is_ready = True
             self._changed.notify_all()
@@ -268,4 +267,18 @@ def _check_served(name: str, told: Mapping[str, Any], wanted: Mapping[str, Any])
         raise ConfigError(
             f"{name} serves something else than what is trained: {', '.join(different)}.",
             "Start it with the model that is trained, as docs/vllm.md says.",
+        )
+
+
+def _check_digests(name: str, held: Mapping[str, str], wanted: Mapping[str, str], *, version: int) -> None:
+    """See that a server computes with the learner's weights.
+
+    Raises:
+        RunAborted: It does not.
+    """
+    different = sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key))
+    if different:
+        raise RunAborted(
+            f"{name} holds other weights than the learner after version {version}: {different[:3]} differ, of "
+            f"{len(wanted)} parts. Is the model quantised, or its vLLM class unlike transformers'?"
         )

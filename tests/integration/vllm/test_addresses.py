@@ -49,7 +49,7 @@ def test_a_server_given_by_its_address_follows_the_learner(url: str, tmp_path: P
 def test_weights_travel_by_tcp_to_a_server_that_shares_no_memory(url: str, tmp_path: Path) -> None:
     with serving(tmp_path, urls=[url], weights_host="127.0.0.1") as policy:
         with policy.updating():
-            policy.model.get_input_embeddings().weight.data.mul_(1.01)
+            next(policy.model.parameters()).data.mul_(1.01)
         completions = asyncio.run(sample_all(policy, 8))
         assert {c.policy_version for c in completions} == {1}
         assert worst_difference(policy, completions) < CLOSE

@@ -1,0 +1,87 @@
+"""Training on a real vLLM server, in turn and asynchronously: killed at any moment, the run resumes or goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentflow.cli import main
+from agentflow.runs import read_groups
+from agentflow.sandbox.process_tree import is_alive, tree_usage
+
+PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"
+SMALL = (
+    "train --env websearch --policy vllm env.pages=20 env.train_questions=40 env.heldout_questions=10 "
+    "run.iterations=5 run.tasks_per_iteration=4 run.group_size=4 run.checkpoint_every=1 evaluation.num_tasks=0"
+).split()
+ASYNCHRONOUS = ["run.max_staleness=1", "algorithm.mismatch=tis"]
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Read the metrics of the only run there is."""
+    found = list(out.glob("*/metrics.jsonl"))
+    return [json.loads(line) for line in found[0].read_text().splitlines()] if found else []
+
+
+def start(out: Path, *words: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *SMALL, f"run.out={out}", *words], start_new_session=True)
+
+
+def until_iteration(number: int, out: Path, run: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 240
+    while not any(row["iteration"] >= number for row in rows(out)):
+        assert run.poll() is None, "the run has ended"
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.05)
+
+
+def check_whole(run: Path) -> None:
+    """See that every iteration is there once, with no trajectory twice and no reward that nobody gave."""
+    assert [row["iteration"] for row in rows(run.parent)] == [0, 1, 2, 3, 4, 5]
+    seen: set[str] = set()
+    for file in sorted((run / "rollouts").iterdir()):
+        for group in read_groups(file):
+            for trajectory in group.trajectories:
+                assert trajectory.id not in seen, "a trajectory is counted twice"
+                seen.add(trajectory.id)
+                if trajectory.status.kind == "failed":
+                    assert trajectory.raw_return is None
+    for row in rows(run.parent)[1:]:
+        assert row["mismatch/mean_abs_logprob"] is None or row["mismatch/mean_abs_logprob"] < 1e-4
+
+
+@pytest.mark.parametrize("words", [[], ASYNCHRONOUS], ids=["in turn", "asynchronous"])
+def test_a_trainer_that_is_killed_resumes(words: list[str], tmp_path: Path) -> None:
+    with start(tmp_path, *words) as run:
+        until_iteration(2, tmp_path, run)
+        servers = [pid for pid in tree_usage(run.pid).pids if pid != run.pid]
+        run.kill()
+    deadline = time.monotonic() + 30
+    while any(is_alive(pid) for pid in servers):
+        assert time.monotonic() < deadline, "a server has outlived its trainer"
+        time.sleep(0.1)
+    (folder,) = tmp_path.iterdir()
+    assert main(["train", "--resume", str(folder)]) == 0
+    check_whole(folder)
+
+
+def test_a_server_that_is_killed_again_and_again_leaves_no_trace_in_the_results(tmp_path: Path) -> None:
+    with start(tmp_path, *ASYNCHRONOUS) as run:
+        for number in (1, 3):
+            until_iteration(number, tmp_path, run)
+            for pid in sorted(tree_usage(run.pid).pids)[1:]:
+                if b"api_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.killpg(pid, signal.SIGKILL)
+        assert run.wait(timeout=400) == 0
+    (folder,) = tmp_path.iterdir()
+    check_whole(folder)
+    last = rows(tmp_path)[1:]
+    assert sum(row["episodes"] for row in last) == sum(row["groups/num"] for row in last) * 4
+    assert all(row[name] == 0 for row in last for name in row if name.startswith("failed/"))
+    assert max(row["staleness/max"] for row in last) <= 1
