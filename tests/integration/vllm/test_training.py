@@ -17,7 +17,7 @@ from agentflow.sandbox.process_tree import is_alive, tree_usage
 
 PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"
 SMALL = (
-    "train --env websearch --policy vllm env.pages=20 env.train_questions=40 env.heldout_questions=10 "
+    "train --env websearch --policy vllm "
     "run.iterations=5 run.tasks_per_iteration=4 run.group_size=4 run.checkpoint_every=1 evaluation.num_tasks=0"
 ).split()
 ASYNCHRONOUS = ["run.max_staleness=1", "algorithm.mismatch=tis"]
