@@ -103,8 +103,7 @@ def _build_place(start: Start) -> None:
     namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=options)
     os.chdir(WORK)
     socket.sethostname("sandbox")
-    if spec["kind"] == "session":
-        namespaces.loopback_up()
+    namespaces.loopback_up()
     os.setsid()
     namespaces.drop_capabilities()
     namespaces.install_filter(start.steps)
