@@ -24,6 +24,7 @@ _NUMBERS = {"x86_64": (56, 442, 155), "aarch64": (220, 442, 41)}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # each execution makes some fifty of these calls
 
 
 class _Filter(ctypes.Structure):
@@ -114,8 +115,7 @@ def pivot(root: str) -> None:
 
 
 def _control(option: int, *values: int) -> int:
-    padded = (*values, 0, 0, 0, 0)[:4]
-    return int(_libc.prctl(option, *map(ctypes.c_ulong, padded)))
+    return int(_libc.prctl(option, *values, *[0] * (4 - len(values))))
 
 
 def die_with_parent() -> None:

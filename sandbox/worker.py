@@ -151,8 +151,10 @@ def _become_shell(code: str) -> NoReturn:
 
 
 def _load(descriptor: int) -> dict[str, Any]:
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        found: dict[str, Any] = json.load(file)
+    size, content = os.fstat(descriptor).st_size, b""
+    while len(content) < size:  # one read returns 2 GB at most
+        content += os.pread(descriptor, size - len(content), len(content))
+    found: dict[str, Any] = json.loads(content)
     return found
 
 
