@@ -136,7 +136,9 @@ class Zygote:
     def _start(self, asked: dict[str, Any], files: list[int]) -> None:
         try:
             with ExitStack() as given, ExitStack() as kept:
-                for name, descriptor in zip(asked["names"], files, strict=False):  # where it has no room, some are missing
+                for name, descriptor in zip(
+                    asked["names"], files, strict=False
+                ):  # where it has no room, some are missing
                     (kept if name in FILES else given).callback(os.close, descriptor)
                 child = self._begin(asked, files, given=given, kept=kept)
                 kept.pop_all()
