@@ -90,10 +90,10 @@ class BubblewrapSandbox:
                 await asyncio.to_thread(group.close)
 
     def _run(self, program: Program, limits: Limits, *, slot: int, stop: threading.Event) -> Result:
-        group = self._group(slot)
         with ExitStack() as files:
             figures = files.enter_context(FigureFile())
             try:
+                group = self._group(slot)
                 process = self._start(program, limits, slot=slot, files=files, figures=figures.descriptor)
                 meter = self._join(group, process.popen.pid, limits=limits)
                 if meter is not None:

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from agentflow.sandbox.base import Limits, Program, Result, Status, Usage, max_files
 from agentflow.sandbox.meter import GroupMeter, Sample, TreeMeter
@@ -19,6 +20,7 @@ from agentflow.sandbox.process_tree import is_alive, num_files
 from agentflow.sandbox.streams import Kept
 from agentflow.sandbox.system import WORK
 
+T = TypeVar("T")
 GUEST = "\n".join(
     (Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("guest_figures.py", "guest.py")
 )
@@ -262,12 +264,25 @@ async def in_thread(run: Callable[[threading.Event], Result]) -> Result:
         run: The execution; it ends when the event is set.
     """
     stop = threading.Event()
-    work = asyncio.ensure_future(asyncio.to_thread(run, stop))
+    return await to_the_end(asyncio.to_thread(run, stop), give_up=stop.set)
+
+
+async def to_the_end(work: Awaitable[T], *, give_up: Callable[[], object]) -> T:
+    """Await work that leaves something behind if it is dropped: a caller that is cancelled goes once it has ended.
+
+    Args:
+        work: It ends soon after `give_up`.
+        give_up: Called where nobody waits for the outcome any more.
+    """
+    task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(work)
-    finally:
-        stop.set()
-        await asyncio.wait([work])
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        give_up()
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # however often
+                await asyncio.wait([task])
+        raise
 
 
 def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> list[str]:

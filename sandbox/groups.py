@@ -1,7 +1,9 @@
 """Control groups, of either version, where this process may make some: limits over all processes of an execution."""
 
 import contextlib
+import errno
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ _MOUNT = Path("/sys/fs/cgroup")
 _PREFIX = "agentflow"
 _CONTROLLERS = ("memory", "pids", "cpuacct")
 _NUMBERS = count()
+_WORD = secrets.token_hex(4)  # containers that share a tree of groups may share process numbers too
+_SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _DYING_S = 5.0
 _LAYERS = ("user", "pid", "mount", "net", "ipc", "uts", "seccomp")
 
@@ -33,8 +37,12 @@ class Group:
 
     @classmethod
     def create(cls) -> Self | None:
-        """Make one; None where that is not allowed or a controller is missing."""
-        name = f"{_PREFIX}-{os.getpid()}-{next(_NUMBERS)}"
+        """Make one; None where that is not allowed or a controller is missing.
+
+        Raises:
+            OSError: The host is short of descriptors or memory, which says nothing of what is allowed.
+        """
+        name = f"{_own_prefix()}{next(_NUMBERS)}"
         for places, version in ((_first_version(), 1), (_second_version(), 2)):
             for parents in places:
                 group = cls({key: parent / name for key, parent in parents.items()}, version)
@@ -68,10 +76,20 @@ class Group:
             "memory_events": memory / ("memory.oom_control" if first else "memory.events"),
             "process_events": pids / "pids.events",
         }
-        found = {name: os.open(path, os.O_RDONLY) for name, path in wanted.items() if path.exists()}
+        found = [(name, path, os.O_RDONLY) for name, path in wanted.items() if path.exists()]
+        # A process that moves its only thread need not wait, some 10 ms, until no other process forks or ends.
+        joined = "tasks" if first else "cgroup.procs"
         for number, folder in enumerate(dict.fromkeys(self.folders.values())):
-            found[f"join{number}"] = os.open(folder / "cgroup.procs", os.O_WRONLY)
-        return found
+            found.append((f"join{number}", folder / joined, os.O_WRONLY))
+        descriptors: dict[str, int] = {}
+        try:
+            for name, path, flags in found:
+                descriptors[name] = os.open(path, flags)
+        except OSError:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+            raise
+        return descriptors
 
     def close(self) -> None:
         """Remove it, once its last process is dead: a zygote that was killed takes a moment to take them along."""
@@ -90,8 +108,10 @@ class Group:
             self.limit(Limits())
             for descriptor in self.open_files().values():
                 os.close(descriptor)
-        except OSError:
+        except OSError as error:
             self.close()
+            if error.errno in _SHORT_OF:
+                raise
             return False
         return True
 
@@ -102,8 +122,12 @@ class Group:
 def existing() -> list[Path]:
     """List the groups that this process has made and not removed."""
     # Others' groups come and go while this looks around, which os.walk does not mind.
-    walk, own = os.walk(_MOUNT), f"{_PREFIX}-{os.getpid()}-"
+    walk, own = os.walk(_MOUNT), _own_prefix()
     return [Path(folder, name) for folder, names, _ in walk for name in names if name.startswith(own)]
+
+
+def _own_prefix() -> str:
+    return f"{_PREFIX}-{os.getpid()}-{_WORD}-"
 
 
 def enforced(group: Group | None) -> tuple[str, ...]:

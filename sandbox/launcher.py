@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from agentflow.sandbox.base import ENVIRONMENT, Limits, Usage, max_files
 
 _PACKET_BYTES = 1 << 17
 _BOOT_S = 60.0
-_FULL_S = 5.0
 # Where this package lies is said over the socket, because programs can read the command line.
 _CODE = """
 import json, socket, sys
@@ -48,6 +48,21 @@ class LauncherBroken(Exception):
     """The zygote did not start, or died."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """What the zygote has not taken yet.
+
+    Attributes:
+        data: The packet.
+        files: Descriptors that go with it; where it waits, copies of its own.
+        starts: The execution that it begins; None if it begins none.
+    """
+
+    data: bytes
+    files: Sequence[int]
+    starts: int | None
+
+
 class Launcher:
     """One zygote; it belongs to the event loop that started it.
 
@@ -64,6 +79,7 @@ class Launcher:
         self._numbers = count()
         self._ready: asyncio.Future[None] | None = None
         self._listeners: dict[int, Callable[[Event], None]] = {}
+        self._waiting: deque[_Packet] = deque()
 
     @property
     def pid(self) -> int:
@@ -75,17 +91,23 @@ class Launcher:
 
         Raises:
             LauncherBroken: It does not start.
+            OSError: The host cannot pass the files on; other executions of the zygote do not mind.
         """
         await self._ensure_ready()
         number = next(self._numbers)
         self._listeners[number] = listen
-        self._send({"op": "start", "number": number, "names": list(files), "spec": dict(spec)}, list(files.values()))
+        words = {"op": "start", "number": number, "names": list(files), "spec": dict(spec)}
+        try:
+            self._send(words, list(files.values()), starts=number)
+        except OSError:
+            del self._listeners[number]
+            raise
         return number
 
     def ask(self, number: int, op: str, **words: Any) -> None:
         """Ask something of an execution under way; one that has ended does not mind."""
         if number in self._listeners:
-            self._send({"op": op, "number": number, **words}, [])
+            self._send({"op": op, "number": number, **words})
 
     def close(self) -> None:
         """End the zygote, and with it everything that it started."""
@@ -94,7 +116,11 @@ class Launcher:
     async def _ensure_ready(self) -> None:
         if self._ready is None:
             self._ready = asyncio.get_running_loop().create_future()
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:
+                self._lose(f"the zygote cannot be started: {error}")
+                raise LauncherBroken(str(error)) from None
         ready = self._ready
         try:
             await asyncio.wait_for(asyncio.shield(ready), _BOOT_S)
@@ -104,6 +130,8 @@ class Launcher:
 
     def _spawn(self) -> None:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = here
+        here.setblocking(False)
         with there:
             self._process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-B", "-c", _CODE, str(there.fileno())],
@@ -115,24 +143,42 @@ class Launcher:
                 cwd="/",
                 start_new_session=True,
             )
-        here.setblocking(False)
-        self._control = here
-        self._send({"source": _SOURCE, "user": self._user, "preload": list(self._preload)}, [])
+        self._send({"source": _SOURCE, "user": self._user, "preload": list(self._preload)})
         asyncio.get_running_loop().add_reader(here, self._hear)
 
-    def _send(self, what: Mapping[str, Any], files: list[int]) -> None:
+    def _send(self, what: Mapping[str, Any], files: Sequence[int] = (), *, starts: int | None = None) -> None:
         if self._control is None:
             raise LauncherBroken("the zygote has ended")
-        packet = [json.dumps(what).encode()]
+        packet = _Packet(json.dumps(what).encode(), files, starts)
+        if not self._waiting and self._is_sent(packet):
+            return
+        self._waiting.append(_Packet(packet.data, _copies(files), starts))
+        asyncio.get_running_loop().add_writer(self._control, self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        while self._waiting:
+            packet = self._waiting.popleft()
+            if not self._is_sent(packet):
+                self._waiting.appendleft(packet)
+                return
+            _close_all(packet.files)
+        if self._control is not None:
+            asyncio.get_running_loop().remove_writer(self._control)
+
+    def _is_sent(self, packet: _Packet) -> bool:
+        """Send a packet, whatever comes of it; False if the zygote must first take what it was sent before."""
+        if self._control is None:
+            return True
         try:
-            try:
-                socket.send_fds(self._control, packet, files)
-            except BlockingIOError:  # very many sessions speak at once
-                select.select([], [self._control], [], _FULL_S)
-                socket.send_fds(self._control, packet, files)
+            socket.send_fds(self._control, [packet.data], packet.files)
+        except BlockingIOError:  # very many sessions speak at once
+            return False
         except OSError as error:
-            self._lose(f"the zygote does not listen: {error}")
-            raise LauncherBroken(str(error)) from None
+            if packet.starts is None or isinstance(error, ConnectionError):
+                self._lose(f"the zygote does not listen: {error}")
+            else:
+                self._take({"event": "died", "number": packet.starts, "broken": f"it cannot be started: {error}"})
+        return True
 
     def _hear(self) -> None:
         while self._control is not None:
@@ -165,7 +211,10 @@ class Launcher:
         ready, self._ready = self._ready, None
         if control is not None:
             asyncio.get_running_loop().remove_reader(control)
+            asyncio.get_running_loop().remove_writer(control)
             control.close()
+        while self._waiting:
+            _close_all(self._waiting.popleft().files)
         said = _end(process) if process is not None else ""
         detail = reason or f"the zygote died. {said}".strip()
         if ready is not None and not ready.done():
@@ -174,6 +223,22 @@ class Launcher:
         listeners, self._listeners = self._listeners, {}
         for listen in listeners.values():
             listen({"event": "died", "broken": detail})
+
+
+def _copies(files: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for descriptor in files:
+            copies.append(os.dup(descriptor))
+    except OSError:
+        _close_all(copies)
+        raise
+    return copies
+
+
+def _close_all(files: Sequence[int]) -> None:
+    for descriptor in files:
+        os.close(descriptor)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> str:

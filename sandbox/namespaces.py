@@ -10,8 +10,8 @@ import struct
 
 NEW_MOUNTS, NEW_HOST_NAME, NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 NEW_USER, NEW_PROCESSES, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
-OF_A_PROGRAM = NEW_USER | NEW_MOUNTS | NEW_PROCESSES | NEW_HOST_NAME
-OF_A_ZYGOTE = NEW_MOUNTS | NEW_NETWORK | NEW_IPC
+OF_A_PROGRAM = NEW_USER | NEW_MOUNTS | NEW_PROCESSES | NEW_NETWORK | NEW_HOST_NAME
+OF_A_ZYGOTE = NEW_MOUNTS | NEW_IPC
 READ_ONLY, NO_SETUID, NO_DEVICES, NO_PROGRAMS = 0x1, 0x2, 0x4, 0x8
 _BIND, _RECURSIVE, _PRIVATE, _DETACH = 0x1000, 0x4000, 0x40000, 2
 _AT_CWD, _AT_RECURSIVE = -100, 0x8000
@@ -24,6 +24,7 @@ _NUMBERS = {"x86_64": (56, 442, 155), "aarch64": (220, 442, 41)}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # each execution makes some fifty of these calls
 
 
 class _Filter(ctypes.Structure):
@@ -114,8 +115,7 @@ def pivot(root: str) -> None:
 
 
 def _control(option: int, *values: int) -> int:
-    padded = (*values, 0, 0, 0, 0)[:4]
-    return int(_libc.prctl(option, *map(ctypes.c_ulong, padded)))
+    return int(_libc.prctl(option, *values, *[0] * (4 - len(values))))
 
 
 def die_with_parent() -> None:

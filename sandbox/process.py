@@ -22,12 +22,12 @@ from itertools import cycle
 from typing import Any
 
 from agentflow.sandbox.base import Limits, Program, Result, Session, Status, refusal
-from agentflow.sandbox.execution import limit_named
+from agentflow.sandbox.execution import limit_named, to_the_end
 from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.sessions import open_session
-from agentflow.sandbox.streams import Pipe, memory_file
+from agentflow.sandbox.streams import Kept, Pipe, memory_file
 from agentflow.sandbox.worker import READY, REFUSED
 
 _FIRST_UID = 21_000  # one user a slot, so that one execution's processes are never another's
@@ -67,13 +67,8 @@ class ProcessSandbox:
             return Result("refused", detail=problem, backend=self.name)
         async with self._turn() as slot:
             execution = _Execution(slot, used, is_heavy=_IMPORTS_HEAVY.search(program.code) is not None)
-            work = asyncio.ensure_future(execution.run(program))
-            try:
-                return await asyncio.shield(work)
-            finally:
-                # A caller that no longer waits must not leave the program behind, nor take its slot along.
-                execution.end("cancelled")
-                await asyncio.wait([work])
+            # A caller that no longer waits must not leave the program behind, nor take its slot along.
+            return await to_the_end(execution.run(program), give_up=lambda: execution.end("cancelled"))
 
     async def session(self, limits: Limits | None = None) -> Session:
         """Start an interpreter that keeps its state; see `Sandbox`.
@@ -119,7 +114,7 @@ class _Slot:
     def group_files(self, limits: Limits) -> Mapping[str, int]:
         """Set the limits of the slot's control group and return its open files; none where there is no group."""
         if self._files is None:
-            self._group = Group.create()
+            self._group = self._group or Group.create()
             self._files = self._group.open_files() if self._group is not None else {}
         if self._group is not None:
             if limits != self._limits:
@@ -168,18 +163,18 @@ class _Execution:
             return with_figures(result, figures.take())
 
     async def _run(self, program: Program, figures: FigureFile) -> Result:
-        kept_bytes = self._limits.output_kb << 10
-        streams = [Pipe(kept_bytes, lambda: self.end("output_limit")) for _ in range(2)]
+        kept = [Kept(self._limits.output_kb << 10) for _ in range(2)]
         try:
-            await self._start(program, *streams, figures=figures)
-            event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
-        except (LauncherBroken, OSError) as error:
-            event = {"broken": str(error) or "the zygote does not answer"}
+            with ExitStack() as opened:
+                streams = [opened.enter_context(Pipe(each, lambda: self.end("output_limit"))) for each in kept]
+                await self._start(program, *streams, figures=figures)
+                event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
+        except TimeoutError:
+            event = {"broken": "the zygote does not answer"}
             self._launcher.close()
-        finally:
-            for stream in streams:
-                stream.close()
-        stdout, stderr = (stream.kept.output() for stream in streams)
+        except (LauncherBroken, OSError) as error:  # nothing was started; others of the zygote go on
+            event = {"broken": str(error)}
+        stdout, stderr = (each.output() for each in kept)
         status, detail = _status(event, self._limits, last_line=stderr.last_line)
         code = os.waitstatus_to_exitcode(int(event.get("status", 0)))
         return Result(

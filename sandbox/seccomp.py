@@ -189,9 +189,11 @@ def bpf_filter(machine: str | None = None) -> bytes:
     if machine == "x86_64":
         # The x32 numbers are a second way to every call.
         program += [_step(_JUMP_ABOVE, _X32_BIT, jump=(0, 1)), _step(_RETURN, _ERRNO | _ENOSYS)]
-    for name, number in numbers.items():
-        if name not in _CONDITIONAL:
-            program += [_step(_JUMP_EQUAL, number, jump=(0, 1)), _step(_RETURN, _ERRNO | _EPERM)]
+    # All denied calls share one refusal: the kernel translates and tries out the whole filter at each start.
+    denied = [number for name, number in numbers.items() if name not in _CONDITIONAL]
+    for left, number in zip(reversed(range(len(denied))), denied, strict=True):
+        program.append(_step(_JUMP_EQUAL, number, jump=(left, 0 if left else 1)))
+    program.append(_step(_RETURN, _ERRNO | _EPERM))
     # clone3 hides its flags behind a pointer; without it the C library falls back to clone.
     program += [_step(_JUMP_EQUAL, numbers["clone3"], jump=(0, 1)), _step(_RETURN, _ERRNO | _ENOSYS)]
     program += _on_argument(numbers["clone"], _FIRST_ARGUMENT, [(_JUMP_ANY_BIT, _NEW_NAMESPACES)])

@@ -13,15 +13,17 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
+from agentflow.sandbox.execution import to_the_end
 from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
+from agentflow.sandbox.guest_python import VALUE_BYTES
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
-from agentflow.sandbox.streams import Pipe, memory_file
+from agentflow.sandbox.streams import Kept, Pipe, memory_file
 
 _BACKEND = "process"
 _PACKET_BYTES = 1 << 17
@@ -29,6 +31,7 @@ _START_S = 30.0
 _LOST_S = 10.0
 _FIRST_PID = 2  # process 1 is nobody's branch
 _MAX_WORDS = 400
+_MAX_HINTS = 64
 _ENDS = frozenset({"cpu_timeout", "wall_timeout", "memory", "pids", "output_limit", "signal"})
 _WORDS: Mapping[str, Status] = {"memory": "memory", "disk": "disk", "pids": "pids"}
 Turn = Callable[[], AbstractAsyncContextManager[object]]
@@ -37,17 +40,17 @@ Turn = Callable[[], AbstractAsyncContextManager[object]]
 class _Greeting(BaseModel, strict=True):
     """What a branch says first."""
 
-    pid: int = 0
+    pid: int = Field(0, ge=0, le=1 << 22)
     refused: str = ""
 
 
 class _Report(BaseModel, strict=True):
     """What a branch says of a cell."""
 
-    cell: int
-    exit_code: int
-    value: str
-    words: list[str]
+    cell: int = Field(ge=0)
+    exit_code: int = Field(ge=0, le=255)
+    value: str = Field(max_length=VALUE_BYTES)
+    words: list[Annotated[str, Field(max_length=_MAX_WORDS)]] = Field(max_length=_MAX_HINTS)
 
 
 async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Session:
@@ -65,9 +68,13 @@ async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Ses
     try:
         channel = await family.start()
         return await _Branch.greeted(family, channel, turn=turn)
-    except (LauncherBroken, OSError) as error:
-        await family.end()
-        raise SandboxFailure(f"a session of the {_BACKEND} sandbox did not start: {error}") from None
+    except BaseException as error:
+        await to_the_end(family.end(), give_up=lambda: None)
+        if not isinstance(error, LauncherBroken | OSError):
+            raise
+        raise SandboxFailure(
+            f"a session of the {_BACKEND} sandbox did not start: {family.what_broke or error}"
+        ) from None
 
 
 class _Family:
@@ -80,7 +87,7 @@ class _Family:
         self.figures = FigureFile()
         self._launcher = launcher
         self._number = -1
-        self._group = Group.create()
+        self._group: Group | None = None
         self._died: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._rested: asyncio.Future[Event] | None = None
         self._stopped: dict[int, Status] = {}
@@ -89,6 +96,11 @@ class _Family:
     @property
     def enforced(self) -> tuple[str, ...]:
         return enforced(self._group)
+
+    @property
+    def what_broke(self) -> str:
+        """What the zygote told of an execution that it could not begin or keep; empty if nothing."""
+        return str(self._died.result().get("broken", "")) if self._died.done() else ""
 
     @property
     def is_over(self) -> bool:
@@ -104,6 +116,7 @@ class _Family:
             opened.callback(os.close, silent)
             files = {"channel": there.fileno(), "stdout": silent, "stderr": silent, "stdin": silent}
             files["figures"] = self.figures.descriptor
+            self._group = Group.create()
             if self._group is not None:
                 self._group.limit(self.limits)
                 group_files = self._group.open_files()
@@ -224,13 +237,9 @@ class _Branch:
                     return Result(status, detail=detail, backend=_BACKEND)
             if self._why_over:
                 return Result("refused", detail=f"the session is over: {self._why_over}", backend=_BACKEND)
-            self._work = work = asyncio.ensure_future(self._exec(code, used))
+            self._work = asyncio.ensure_future(self._exec(code, used))
             try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                self._family.abandon(self._pid)
-                await asyncio.wait([work])
-                raise
+                return await to_the_end(self._work, give_up=lambda: self._family.abandon(self._pid))
             finally:
                 self._work = None
 
@@ -274,22 +283,24 @@ class _Branch:
     async def _exec(self, code: str, limits: Limits) -> Result:
         self._number += 1
         family = self._family
-        streams = [Pipe(limits.output_kb << 10, lambda: family.stop(self._pid, "output_limit")) for _ in range(2)]
-        try:
+        kept, usage = [Kept(limits.output_kb << 10) for _ in range(2)], Usage()
+        with ExitStack() as opened:
+            stop: Callable[[], None] = lambda: family.stop(self._pid, "output_limit")  # noqa: E731
             try:
-                report = await self._exchange(code, limits, streams=streams)
+                streams = [opened.enter_context(Pipe(each, stop)) for each in kept]
+                source = opened.enter_context(memory_file(code.encode("utf-8", "surrogatepass")))
+            except OSError as error:  # the session does not mind
+                return Result("infra_error", detail=f"the cell was not begun: {error}", backend=_BACKEND)
+            try:
+                report = await self._exchange(source, limits, streams=streams)
             except TimeoutError:  # the zygote, which ends a cell in time, hangs
                 report = None
                 family.give_up()
-            except OSError:  # its end of the channel is closed
+            except (LauncherBroken, OSError):  # its end of the channel is closed
                 report = None
-            usage = await family.rest()
-        except LauncherBroken:
-            report, usage = None, Usage()
-        finally:
-            for stream in streams:
-                stream.close()
-        stdout, stderr = (stream.kept.output() for stream in streams)
+            with contextlib.suppress(LauncherBroken):
+                usage = await family.rest()
+        stdout, stderr = (each.output() for each in kept)
         status: Status
         detail, value, exit_code = "", "", None
         if report is None:
@@ -314,12 +325,11 @@ class _Branch:
         )
         return with_figures(result, family.figures.take())
 
-    async def _exchange(self, code: str, limits: Limits, *, streams: list[Pipe]) -> _Report | None:
+    async def _exchange(self, source: int, limits: Limits, *, streams: list[Pipe]) -> _Report | None:
         """Send a cell and return its report; None if the branch ended, or speaks nonsense."""
-        with memory_file(code.encode("utf-8", "surrogatepass")) as source:
-            self._family.watch(limits, self._pid)
-            told = json.dumps({"op": "exec", "cell": self._number}).encode()
-            socket.send_fds(self._channel, [told], [source, *(stream.writing for stream in streams)])
+        self._family.watch(limits, self._pid)
+        told = json.dumps({"op": "exec", "cell": self._number}).encode()
+        socket.send_fds(self._channel, [told], [source, *(stream.writing for stream in streams)])
         for stream in streams:
             stream.close_writing()
         async with asyncio.timeout(limits.wall_s + _LOST_S):
@@ -329,8 +339,10 @@ class _Branch:
                     report = _Report.model_validate_json(packet) if packet else None
                 except ValidationError:
                     report = None
-                if report is None or report.cell >= self._number:
+                if report is None or report.cell == self._number:
                     return report
+                if report.cell > self._number:
+                    return None
 
     async def _receive(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self._channel, _PACKET_BYTES)

@@ -1,9 +1,12 @@
 """The output of a program, kept within bounds while it is read."""
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 from agentflow.sandbox.base import Output
 
@@ -62,17 +65,27 @@ class Pipe:
     """A pipe that a program writes and the event loop reads.
 
     Args:
-        limit_bytes: Bytes kept.
+        kept: Takes what is read.
         on_flood: Called once the stream is out of all proportion.
     """
 
-    def __init__(self, limit_bytes: int, on_flood: Callable[[], None]) -> None:
-        self.kept = Kept(limit_bytes)
+    def __init__(self, kept: Kept, on_flood: Callable[[], None]) -> None:
+        self._kept = kept
         self._on_flood = on_flood
         self._is_told = False
         self._reading, self.writing = os.pipe()
         os.set_blocking(self._reading, False)
         asyncio.get_running_loop().add_reader(self._reading, self._read)
+
+    def __enter__(self) -> Self:
+        """Return the pipe."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
 
     def close_writing(self) -> None:
         """Let go of this process's own writing end, once the program has its copy."""
@@ -81,24 +94,25 @@ class Pipe:
             self.writing = -1
 
     def close(self) -> None:
-        """Read what is left, and close."""
+        """Read what is left, no more than a pipe holds: somebody may still be writing. Then close."""
         self.close_writing()
-        while self._read():
-            pass
+        left = fcntl.fcntl(self._reading, fcntl.F_GETPIPE_SZ)
+        while left > 0 and (num_bytes := self._read()):
+            left -= num_bytes
         asyncio.get_running_loop().remove_reader(self._reading)
         os.close(self._reading)
 
-    def _read(self) -> bool:
-        """Read once; whether there may be more."""
+    def _read(self) -> int:
+        """Read once; how many bytes, 0 where there are none now."""
         try:
             data = os.read(self._reading, _CHUNK_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             asyncio.get_running_loop().remove_reader(self._reading)
-            return False
-        self.kept.add(data)
-        if self.kept.is_flood and not self._is_told:
+            return 0
+        self._kept.add(data)
+        if self._kept.is_flood and not self._is_told:
             self._is_told = True
             self._on_flood()
-        return True
+        return len(data)

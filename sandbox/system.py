@@ -43,12 +43,10 @@ def enter(user: int | None) -> None:
     Raises:
         OSError: The kernel does not allow it.
     """
-    # The network is that of all programs of a zygote: one runs at a time, and a new one for each costs a third more.
-    # So are queues and shared segments, which the system-call filter denies altogether.
+    # Queues and shared segments are those of all programs of a zygote: the system-call filter denies them altogether.
     namespaces.unshare(namespaces.OF_A_ZYGOTE | (0 if user else namespaces.NEW_USER))
     if user is None:
         _become_nobody()
-    namespaces.loopback_up()
     namespaces.make_private()
     namespaces.mount(
         "tmpfs", _BUILT_AT, flags=namespaces.NO_SETUID | namespaces.NO_DEVICES, options="size=1m,mode=0755"

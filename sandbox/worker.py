@@ -103,8 +103,7 @@ def _build_place(start: Start) -> None:
     namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=options)
     os.chdir(WORK)
     socket.sethostname("sandbox")
-    if spec["kind"] == "session":
-        namespaces.loopback_up()
+    namespaces.loopback_up()
     os.setsid()
     namespaces.drop_capabilities()
     namespaces.install_filter(start.steps)
@@ -154,8 +153,10 @@ def _become_shell(code: str) -> NoReturn:
 
 
 def _load(descriptor: int) -> dict[str, Any]:
-    with os.fdopen(os.dup(descriptor), "rb") as file:
-        found: dict[str, Any] = json.load(file)
+    size, content = os.fstat(descriptor).st_size, b""
+    while len(content) < size:  # one read returns 2 GB at most
+        content += os.pread(descriptor, size - len(content), len(content))
+    found: dict[str, Any] = json.loads(content)
     return found
 
 

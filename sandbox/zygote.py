@@ -10,12 +10,14 @@ import importlib
 import json
 import math
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,8 @@ from agentflow.sandbox.worker import OwnBytes, Start, become_first
 
 _PACKET_BYTES = 1 << 16
 _MAX_FILES = 16
+_SPARE_FILES = 32
+"""Descriptors that no execution takes, so that those under way can still be watched and ended."""
 _MIN_WAIT_S = 0.005
 _RESTING_S = 1.0
 _KILLING_S = 1.0
@@ -122,36 +126,50 @@ class Zygote:
             return False
         asked = json.loads(packet)
         if asked["op"] == "start":
-            self._start(asked, dict(zip(asked["names"], files, strict=True)))
+            self._start(asked, files)
             return True
         child = self._children.get(asked["number"])
         if child is not None:
             getattr(self, f"_{asked['op']}")(child, asked)
         return True
 
-    def _start(self, asked: dict[str, Any], files: dict[str, int]) -> None:
-        spec, number = asked["spec"], asked["number"]
-        spec |= {"user": os.getuid(), "group": os.getgid(), "has_group": "cpu" in files}
-        inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
-        reading, writing = os.pipe()
-        started_at = time.monotonic()
-        is_session = spec["kind"] == "session"
-        meter: Meter | None = GroupMeter(files) if "cpu" in files else None
+    def _start(self, asked: dict[str, Any], files: list[int]) -> None:
         try:
-            pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if is_session else 0))
+            with ExitStack() as given, ExitStack() as kept:
+                for name, descriptor in zip(
+                    asked["names"], files, strict=False
+                ):  # where it has no room, some are missing
+                    (kept if name in FILES else given).callback(os.close, descriptor)
+                child = self._begin(asked, files, given=given, kept=kept)
+                kept.pop_all()
         except OSError as error:
-            self._tell({"event": "died", "number": number, "broken": str(error)})
-            for descriptor in (reading, writing, *files.values()):
-                os.close(descriptor)
+            self._tell({"event": "died", "number": asked["number"], "broken": f"it cannot be started: {error}"})
             return
+        self._children[child.number] = child
+        if child.watch is not None:
+            self._look_again(child, child.watch)
+
+    def _begin(self, asked: dict[str, Any], given_files: list[int], *, given: ExitStack, kept: ExitStack) -> Child:
+        """Fork process 1; `given` closes what only that needs, `kept` what this process needs until it ends."""
+        reading, writing = os.pipe()
+        kept.callback(os.close, reading)
+        given.callback(os.close, writing)
+        self._check_room(writing, is_whole=len(given_files) == len(asked["names"]))
+        files = dict(zip(asked["names"], given_files, strict=True))
+        spec = asked["spec"]
+        has_group, is_session = "cpu" in files, spec["kind"] == "session"
+        spec |= {"user": os.getuid(), "group": os.getgid(), "has_group": has_group}
+        meter: Meter | None = GroupMeter(files) if has_group else None
+        started_at = time.monotonic()
+        pid = namespaces.clone(namespaces.OF_A_PROGRAM)
         if pid == 0:
+            inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
             become_first(Start(spec, inside, writing, self._steps, self._own_bytes))
-        for descriptor in (writing, *inside.values()):
-            os.close(descriptor)
-        handle = os.pidfd_open(pid)
+        handle = _handle_of(pid)
+        kept.callback(os.close, handle)
         os.set_blocking(reading, False)
-        self._children[number] = child = Child(
-            number,
+        child = Child(
+            asked["number"],
             pid,
             handle,
             reading,
@@ -159,15 +177,23 @@ class Zygote:
             memory_mb=spec["memory_mb"],
             max_processes=spec["max_processes"],
             cpu_s=spec["cpu_s"],
-            has_group=meter is not None,
+            has_group=has_group,
             started_at=started_at,
             watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
         )
-        if child.watch is not None:
-            self._look_again(child, child.watch)
         for descriptor in (handle, reading):
             self._by_descriptor[descriptor] = child
             self._poll.register(descriptor, select.POLLIN)
+        return child
+
+    def _check_room(self, newest: int, *, is_whole: bool) -> None:
+        """Refuse a start that would take the last descriptors."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if not is_whole or newest >= most - _SPARE_FILES:
+            raise OSError(
+                f"{len(self._children)} sessions and programs leave none of the {most} files that one process may have "
+                "open. Close sessions, or raise the hard limit (`ulimit -Hn`)."
+            )
 
     def _watch(self, child: Child, asked: dict[str, Any]) -> None:
         """Begin a cell: its limits count from here."""
@@ -288,6 +314,16 @@ def _shown(sample: Sample) -> dict[str, Any]:
     }
 
 
+def _handle_of(pid: int) -> int:
+    """Return a descriptor that tells of a child's end; without one the child is ended."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
 def _number_inside(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/status") as file:
@@ -325,6 +361,8 @@ def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) ->
     """
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session takes some
         system.enter(user)
         for name in preload:
             importlib.import_module(name)

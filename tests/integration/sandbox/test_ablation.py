@@ -23,8 +23,7 @@ LAYERS = {
         "kernel/comparison of processes; identity/without a filter; identity/a map of users",
     ),
     "network": (
-        "from agentflow.sandbox import namespaces\nunshare = namespaces.unshare\n"
-        "namespaces.unshare = lambda flags: unshare(flags & ~namespaces.NEW_NETWORK)\n"
+        "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_NETWORK\n"
         "namespaces.loopback_up = lambda: None",
         "network/the host's loopback; network/the host's own address; network/datagrams to the host; "
         "network/an abstract socket of the host; network/datagrams to an abstract socket; "

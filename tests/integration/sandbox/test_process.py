@@ -165,17 +165,27 @@ def test_process_that_works_on_between_cells_is_bounded() -> None:
     assert (result.status, result.detail) == ("refused", "the session is over: it used too much between its cells")
 
 
-def test_forged_report_of_a_cell_ends_the_session_and_nothing_else() -> None:
+@pytest.mark.parametrize(
+    "packet",
+    [
+        "[" * 60000,
+        '{"cell": 1, "exit_code": 70000, "value": "", "words": []}',
+        '{"cell": 1, "exit_code": 0, "value": "%s", "words": []}' % ("x" * 60000),
+        '{"cell": 1, "exit_code": 0, "value": "", "words": [%s"disk"]}' % ('"disk",' * 100),
+        '{"cell": 99, "exit_code": 0, "value": "forged", "words": []}',
+    ],
+)
+def test_forged_report_of_a_cell_ends_the_session_and_nothing_else(packet: str) -> None:
     forge = (
-        "import os, socket\nfor fd in range(3, 30):\n"
-        "  try: socket.socket(fileno=os.dup(fd)).send(b'[' * 60000)\n  except OSError: pass"
+        f"import os, socket\npacket = {packet!r}.encode()\nfor fd in range(3, 30):\n"
+        "  try: socket.socket(fileno=os.dup(fd)).send(packet)\n  except OSError: pass"
     )
 
     async def work(session: Session) -> list[Result]:
         return [await session.exec(forge), await session.exec("1")]
 
     first, second = in_session(work)
-    assert first.status == "signal"
+    assert (first.status, first.value, first.exit_code) == ("signal", "", None)
     assert second.status == "refused"
 
 

@@ -1,0 +1,241 @@
+"""The process backend where its host is short of something, or its callers come and go."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from agentflow.sandbox import groups
+from agentflow.sandbox.base import Limits, Program, Result
+from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.streams import Kept, Pipe
+from tests.integration.sandbox.contract import LIMITS
+from tests.integration.sandbox.test_process import play
+from tests.trusted_sandbox import real_process
+
+pytestmark = real_process
+
+_IN_A_GROUP = """
+from agentflow.sandbox.groups import Group
+import os
+group = Group.create()
+if group is not None:
+    print(os.getpid(), group.folders["memory"].name, flush=True)
+    input()
+    group.close()
+"""
+_MANY_SESSIONS = """
+import asyncio, resource
+from contextlib import AsyncExitStack
+from agentflow.sandbox.base import Limits, SandboxFailure
+from agentflow.sandbox.process import ProcessSandbox
+
+async def main():
+    sandbox, opened = ProcessSandbox(1), []
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(sandbox.close)
+        try:
+            for _ in range(20):
+                opened.append(await closing.enter_async_context(await sandbox.session(Limits())))
+        except SandboxFailure as refusal:
+            print(refusal)
+        await opened.pop(0).close()
+        opened.append(await closing.enter_async_context(await sandbox.session(Limits())))
+        for session in opened:
+            print((await session.exec("6 * 7")).value)
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+asyncio.run(main())
+"""
+_TALKS = """
+import socket
+with socket.create_server(("127.0.0.1", 4242)) as server, socket.create_connection(("127.0.0.1", 4242)) as client:
+    accepted, _ = server.accept()
+    accepted.close()
+    client.recv(1)
+counters = [line.split() for line in open("/proc/net/snmp") if line.startswith("Tcp:")]
+print(dict(zip(*counters))["PassiveOpens"])
+"""
+
+
+def children(*besides: int) -> frozenset[int]:
+    return tree_usage(os.getpid()).pids - frozenset(besides)
+
+
+@contextmanager
+def without_descriptors(but: int) -> Iterator[None]:
+    """Leave this process a few descriptors and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + but + 8, hard))
+    try:
+        while True:
+            try:
+                taken.append(os.dup(0))
+            except OSError:
+                break
+        for _ in range(but):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def test_network_of_one_program_is_not_that_of_the_next() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[str]:
+        return [(await sandbox.run(Program(_TALKS), LIMITS)).stdout.text for _ in range(3)]
+
+    # A port that the one before has left waiting could not be bound again, and its connections would be counted.
+    assert play(work, concurrency=1) == ["1\n"] * 3
+
+
+def test_zygote_without_descriptors_refuses_sessions_and_keeps_those_it_has() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MANY_SESSIONS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    refusal, *values = done.stdout.splitlines()
+    assert "80 files" in refusal
+    assert "ulimit -Hn" in refusal
+    assert len(values) > 3
+    assert set(values) == {"42"}
+
+
+def test_session_that_nobody_waits_for_leaves_no_control_group() -> None:
+    async def work(sandbox: ProcessSandbox) -> None:
+        await (await sandbox.session(LIMITS)).close()
+        before = len(groups.existing())
+        for turns in range(40):
+            opening = asyncio.ensure_future(sandbox.session(LIMITS))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            (outcome,) = await asyncio.gather(opening, return_exceptions=True)
+            if not isinstance(outcome, BaseException):
+                await outcome.close()
+            assert len(groups.existing()) == before
+
+    play(work, concurrency=1)
+
+
+def test_program_that_is_cancelled_twice_keeps_its_slot_until_it_has_ended() -> None:
+    async def work(sandbox: ProcessSandbox) -> Result:
+        others = children()
+        await sandbox.run(Program("pass"), LIMITS)
+        (zygote,) = children(*others)
+        running = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(60)"), Limits()))
+        await asyncio.sleep(0.3)
+        os.kill(zygote, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                running.cancel()
+                await asyncio.sleep(0.1)
+            assert not running.done()
+        finally:
+            os.kill(zygote, signal.SIGCONT)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert children(*others) == {zygote}
+        return await sandbox.run(Program("print('next')"), LIMITS)
+
+    assert play(work, concurrency=1).stdout.text == "next\n"
+
+
+def test_host_without_descriptors_starts_nothing_and_loses_nothing() -> None:
+    code = "print(1)  # numpy"  # of the same zygote as the session
+
+    async def work(sandbox: ProcessSandbox) -> list[Result]:
+        async with await sandbox.session(LIMITS) as session:
+            await session.exec("x = 6")
+            before = len(os.listdir("/proc/self/fd"))
+            short, cells = [], []
+            for but in range(7):
+                with without_descriptors(but):
+                    short.append(await sandbox.run(Program(code), LIMITS))
+                with without_descriptors(min(but, 3)):
+                    cells.append(await session.exec("x = 7"))
+            assert {result.status for result in (*short, *cells)} == {"infra_error"}
+            assert all("Too many open files" in result.detail for result in (*short, *cells))
+            assert len(os.listdir("/proc/self/fd")) == before
+            return [await session.exec("x"), await sandbox.run(Program(code), LIMITS)]
+
+    cell, program = play(work, concurrency=1)
+    assert (cell.value, program.stdout.text) == ("6", "1\n")
+    assert program.enforced == cell.enforced  # a host that is short of descriptors has control groups all the same
+
+
+def test_zygote_that_does_not_listen_holds_nobody_up() -> None:
+    async def work(sandbox: ProcessSandbox) -> tuple[float, Result]:
+        others = children()
+        async with await sandbox.session(LIMITS) as session:
+            zygote = min(children(*others))
+            os.kill(zygote, signal.SIGSTOP)
+            started = time.monotonic()
+            try:
+                for _ in range(2000):
+                    session._family.watch(LIMITS, 2)  # type: ignore[attr-defined]
+                waited_s = time.monotonic() - started
+                late = asyncio.ensure_future(sandbox.run(Program("print(1)  # numpy"), LIMITS))
+                await asyncio.sleep(0.1)
+            finally:
+                os.kill(zygote, signal.SIGCONT)
+            assert (await session.exec("6 * 7")).value == "42"
+            return waited_s, await late
+
+    waited_s, late = play(work, concurrency=2)
+    assert waited_s < 2
+    assert late.stdout.text == "1\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a new namespace of processes takes root")
+def test_groups_of_two_containers_that_number_their_processes_alike_are_two() -> None:
+    words = ["unshare", "--pid", "--fork", sys.executable, "-c", _IN_A_GROUP]
+    both = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = []
+    for process in both:
+        assert process.stdout is not None
+        said.append(process.stdout.readline().split())
+    for process in both:
+        process.communicate("\n")
+    if not all(said):
+        pytest.skip("there are no control groups here")
+    (first_pid, first), (second_pid, second) = said
+    assert first_pid == second_pid
+    assert first != second
+
+
+class _Answered(Kept):
+    """Each read is answered by a write, as by a program that has survived: 64 MB of them, so that this can fail."""
+
+    writing = -1
+    num_left = 1 << 10
+
+    def add(self, data: bytes) -> None:
+        super().add(data)
+        self.num_left -= 1
+        if self.num_left:
+            os.write(self.writing, b"x" * (1 << 16))
+
+
+def test_pipe_that_is_written_without_end_can_be_closed() -> None:
+    async def close() -> int:
+        kept = _Answered(1 << 10)
+        pipe = Pipe(kept, lambda: None)
+        kept.writing = os.dup(pipe.writing)
+        os.write(kept.writing, b"x")
+        pipe.close()
+        os.close(kept.writing)
+        return kept.num_left
+
+    assert asyncio.run(close()) > 1000
