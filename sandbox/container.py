@@ -60,6 +60,10 @@ class Build:
     profile: str
 
 
+class ContainerLost(Exception):
+    """A container was ended from outside: by its engine, which is stopped, or by a person."""
+
+
 class Container:
     """A container whose first process waits for its program.
 
@@ -81,6 +85,7 @@ class Container:
             hostname="sandbox",
             network_disabled=True,
             stdin_open=True,
+            stop_signal="SIGKILL",  # its first process hears no other, and an engine that stops waits 10 s for each
             labels=dict(build.labels),
             host_config=_host_config(api, build, shape=shape, user=user),
         )["Id"]
@@ -101,7 +106,11 @@ class Container:
             return not selector.select(0)
 
     def run(self, program: Program, limits: Limits, *, words: Sequence[str], stop: threading.Event) -> "_Seen":
-        """Run the program to its end, whichever that is; afterwards nothing of the container lives."""
+        """Run the program to its end, whichever that is; afterwards nothing of the container lives.
+
+        Raises:
+            ContainerLost: Somebody else ended the container.
+        """
         seen = _Seen(limits)
         started = time.monotonic()
         try:
@@ -115,7 +124,9 @@ class Container:
         if seen.ended_by:
             self.end()
         elif not seen.trailer:
-            seen.ended_by = "memory" if self._ran_out_of_memory() else ""
+            if not self._ran_out_of_memory():
+                raise ContainerLost("its container ended before it said what became of the program")
+            seen.ended_by = "memory"
         return seen
 
     def end(self) -> None:

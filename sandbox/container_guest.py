@@ -14,6 +14,7 @@ import json
 import os
 import random  # noqa: F401  what guest.py imports is warm already
 import resource  # noqa: F401
+import select
 import signal
 import struct
 import sys
@@ -26,6 +27,7 @@ SOURCE = "/program/source"
 END, TRAILER_BYTES = b"\0agentflow:", 256
 TICK_S = 0.01
 CHUNK_BYTES = 1 << 16
+IDLE_S = 900.0
 DUMPABLE = 4
 # Of the second version of control groups and of the first: CPU time with its unit, peak memory, deaths by memory.
 ACCOUNTS = (
@@ -77,6 +79,9 @@ def become(head: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run one program."""
+    # Should the engine die, standard input stays open with nobody there.
+    if len(sys.argv) <= 2 and not select.select([0], [], [], IDLE_S)[0]:
+        sys.exit(0)
     seed = sys.argv[2] if len(sys.argv) > 2 else str(struct.unpack(">I", take(4))[0])
     if seed != os.environ["PYTHONHASHSEED"]:
         # The seed of an interpreter is settled when it starts.

@@ -1,0 +1,111 @@
+"""The Docker backend while its engine is stopped, started again or out of disk: no verdict and no reward is made up."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentflow.cli import main
+from agentflow.errors import RunAborted
+from agentflow.sandbox.base import Program, Result
+from agentflow.sandbox.docker import DockerSandbox
+from agentflow.sandbox.shared import SharedSandbox
+from tests.integration.brittle import Watched, invented, play
+from tests.integration.sandbox.engine import Engine, own_engine
+
+STOPS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with own_engine(tmp_path_factory.mktemp("engine")) as engine, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", engine.address)
+        assert main(["sandbox", "image"]) == 0
+        yield engine
+
+
+@pytest.fixture
+def engine(own: Engine) -> Engine:
+    own.start()
+    return own
+
+
+def shared(patience_s: float) -> SharedSandbox:
+    """Return a sandbox of two programs at once."""
+    return SharedSandbox(lambda: DockerSandbox(2, patience_s=patience_s), name="docker")
+
+
+@STOPS
+def test_run_goes_on_once_an_engine_is_back(engine: Engine, number: int) -> None:
+    def restart() -> None:
+        engine.stop(number)
+        engine.start()
+
+    sandbox = Watched(shared(60.0), after=10, then=restart)
+    collected = play(sandbox, max_failed=0.0, num_tasks=8)
+    asyncio.run(sandbox.close())
+    assert sandbox.ended["infra_error"]
+    assert {trajectory.status.kind for trajectory in collected.trajectories} == {"completed"}
+    assert not invented(collected)
+
+
+@STOPS
+def test_no_reward_is_invented_once_an_engine_is_gone(
+    engine: Engine, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox = Watched(shared(0.5), after=10, then=lambda: engine.stop(number))
+    collected = play(sandbox, max_failed=1.0, num_tasks=8)
+    asyncio.run(sandbox.close())
+    kinds = [trajectory.status.kind for trajectory in collected.trajectories]
+    assert min(kinds.count("completed"), kinds.count("failed")) > 0
+    assert not invented(collected)
+    assert "may be left" in caplog.text
+
+
+def test_engine_that_stays_away_stops_the_run_with_its_name_and_the_remedy(engine: Engine) -> None:
+    sandbox = Watched(shared(0.5), after=10, then=engine.stop)
+    with pytest.raises(RunAborted, match=f"{engine.address} went away and was not back within 0.5 s. Start it"):
+        play(sandbox, max_failed=0.2, num_tasks=8)
+    asyncio.run(sandbox.close())
+
+
+def test_engine_without_disk_is_no_verdict_and_named(engine: Engine) -> None:
+    async def work() -> list[Result]:
+        sandbox = DockerSandbox(1, warm=0)
+        results = []
+        for is_full in (False, True, False):
+            if is_full:
+                fill(engine.data / "filled")
+            results.append(await sandbox.run(Program("print(1)")))
+            (engine.data / "filled").unlink(missing_ok=True)
+        await sandbox.close()
+        return results
+
+    before, full, after = asyncio.run(work())
+    assert (before.status, full.status, after.status) == ("ok", "infra_error", "ok")
+    assert "the disk of the Docker engine is full" in full.detail and str(engine.data) in full.detail
+
+
+def test_engine_whose_disk_fills_up_stops_the_run_and_invents_nothing(engine: Engine) -> None:
+    sandbox = Watched(shared(0.5), after=10, then=lambda: fill(engine.data / "filled"))
+    try:
+        with pytest.raises(RunAborted, match="the disk of the Docker engine is full.*Free some"):
+            play(sandbox, max_failed=0.0, num_tasks=8)
+        asyncio.run(sandbox.close())
+    finally:
+        (engine.data / "filled").unlink(missing_ok=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until there is no room for another byte."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                continue
