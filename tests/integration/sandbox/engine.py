@@ -72,16 +72,17 @@ class Engine:
             time.sleep(0.1)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End it, if it runs, and wait until it is gone and its containerd, which a successor would wait for, too."""
-        pid, helper = self.pid, _number(self._folder / "exec/containerd/containerd.pid")
+        """End it, if it runs, and wait until it is gone."""
+        pid, helper = self.pid, self._folder / "exec/containerd/containerd.pid"
         if not is_alive(pid):
             return
         os.kill(pid, number)
         deadline = time.monotonic() + _START_S
-        while (is_alive(pid) or is_alive(helper)) and time.monotonic() < deadline:
+        while (is_alive(pid) or is_alive(_number(helper))) and time.monotonic() < deadline:
             time.sleep(0.05)
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)  # a successor would take it for alive
+        # Until somebody has buried them, a successor would take them for alive.
+        for path in (self._folder / "pid", helper):
+            path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """End it, and what an engine that was killed left running, and unmount its data."""
