@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
 
 _FOLDER = Path(__file__).parent
-_GUESTS = [(_FOLDER / name).read_text(encoding="utf-8") for name in ("container_guest.py", "guest.py")]
+_GUESTS = [
+    (_FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    for name in ("container_guest", "guest", "container_session", "process_tree", "guest_python")
+]
 _COMMAND = (PYTHON, "-s", "-P", "-c", *_GUESTS)
 _OVERHEAD_MB = 16  # of the first process
 _SOURCE_SPACE_BYTES = 8 << 20
@@ -105,6 +108,11 @@ class Container:
             selector.register(self._socket, selectors.EVENT_READ)
             return not selector.select(0)
 
+    @property
+    def stream(self) -> socket.socket:
+        """Its standard streams: what it says comes in frames, see `Frames`."""
+        return self._socket
+
     def run(self, program: Program, limits: Limits, *, words: Sequence[str], stop: threading.Event) -> "_Seen":
         """Run the program to its end, whichever that is; afterwards nothing of the container lives.
 
@@ -191,25 +199,38 @@ class Container:
         return any(True for _ in self._api.events(since=now - 3600, until=now + 1, filters=filters))
 
 
+class Frames:
+    """What a container says: frames of 8 bytes of head, of which the first is the stream and the last four a length."""
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+
+    def add(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Take what was read, and yield what is complete: the stream and its bytes."""
+        self._raw += data
+        while len(self._raw) >= 8:
+            stream, size = struct.unpack(">B3xI", self._raw[:8])
+            if len(self._raw) < 8 + size:
+                return
+            content = bytes(self._raw[8 : 8 + size])
+            del self._raw[: 8 + size]
+            yield stream, content
+
+
 class _Seen:
-    """What a container said: frames of 8 bytes of head, of which the first is the stream and the last four a length."""
+    """What was seen of one program."""
 
     def __init__(self, limits: Limits) -> None:
         self.ended_by = ""
         self.wall_s = 0.0
         self.stdout, self.stderr = Kept(limits.output_kb << 10), Kept(limits.output_kb << 10)
-        self._raw = bytearray()
+        self._frames = Frames()
         self._held = bytearray()  # the end of stderr, which may be the first process's own word
 
     def add(self, data: bytes) -> None:
         """Take what was read; nothing for the end."""
-        self._raw += data
-        while len(self._raw) >= 8:
-            stream, size = struct.unpack(">B3xI", self._raw[:8])
-            if len(self._raw) < 8 + size:
-                break
-            self._add(stream, bytes(self._raw[8 : 8 + size]))
-            del self._raw[: 8 + size]
+        for stream, content in self._frames.add(data):
+            self._add(stream, content)
         if not data and not self._held.startswith(_END):
             self.stderr.add(bytes(self._held))
 

@@ -18,13 +18,17 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.container import Build, Container, Shape
+from agentflow.sandbox.docker_sessions import ContainerLauncher
 from agentflow.sandbox.engine import Engine, connect
 from agentflow.sandbox.execution import guest_words, in_thread
 from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
+from agentflow.sandbox.launcher import LauncherBroken
 from agentflow.sandbox.seccomp import docker_profile
+from agentflow.sandbox.sessions import open_session
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class DockerSandbox:
         num_slots = concurrency or os.cpu_count() or 1
         self.run_id = run_id or secrets.token_hex(4)
         labels = {LABEL: "1", _RUN_LABEL: self.run_id, OWNER_LABEL: owner_mark(os.getpid())}
+        self._launchers: WeakSet[ContainerLauncher] = WeakSet()
         self._slots = asyncio.Semaphore(num_slots)
         build = Build(image, labels, json.dumps(docker_profile(self._engine.architecture)))
         self._pool = _Pool(self._client.api, build, warm=num_slots if warm is None else warm)
@@ -94,18 +99,33 @@ class DockerSandbox:
             return await in_thread(lambda stop: self._run(program, used, stop=stop))
 
     async def session(self, limits: Limits | None = None) -> Session:
-        """Refuse: every program of this backend starts afresh.
+        """Start an interpreter that keeps its state, in a container of its own; see `Sandbox`.
+
+        Memory, processes and work space are bounded once, for all of its cells and branches together; CPU and wall
+        time for each cell.
 
         Raises:
-            SandboxUnavailable: Always.
+            SandboxFailure: It does not start.
         """
-        raise SandboxUnavailable("The docker sandbox keeps no interpreter between programs.", "Use `run`.")
+        used = limits or Limits()
+        launcher = ContainerLauncher(used, lambda: self._take(used))
+        self._launchers.add(launcher)
+        return await open_session(launcher, used, turn=lambda: self._slots, backend=self.name, layers=ENFORCED)
 
     async def close(self) -> None:
         """End the containers that wait, and see all of them gone; an engine that is away sees to that once it is back."""
         await asyncio.to_thread(self._close)
 
+    def _take(self, limits: Limits) -> Container:
+        """Return a container for a session."""
+        try:
+            return self._pool.take(_shape(limits))
+        except Exception as error:
+            raise LauncherBroken(self._engine.explain(error, threading.Event())) from None
+
     def _close(self) -> None:
+        for launcher in self._launchers:
+            launcher.close()
         try:
             self._pool.close()
             deadline = time.monotonic() + _GONE_S
@@ -124,7 +144,7 @@ class DockerSandbox:
 
     def _run(self, program: Program, limits: Limits, *, stop: threading.Event) -> Result:
         try:
-            container = self._pool.take(Shape(limits.memory_mb, limits.disk_mb, limits.max_processes))
+            container = self._pool.take(_shape(limits))
             try:
                 seen = container.run(program, limits, words=guest_words(program, limits, num_beside=1), stop=stop)
             finally:
@@ -190,6 +210,10 @@ class _Pool:
                 self._users = [_FIRST_UID + (first + step) % _NUM_UIDS for step in range(_NUM_UIDS)]
             user = self._users.pop()
         return Container(self._api, self._build, shape=shape, user=user)
+
+
+def _shape(limits: Limits) -> Shape:
+    return Shape(limits.memory_mb, limits.disk_mb, limits.max_processes)
 
 
 def _has_failed(future: "Future[Container]") -> bool:

@@ -1,4 +1,4 @@
-"""Sessions of the process backend: a forked interpreter that keeps its variables, and branches of it.
+"""Sessions: a forked interpreter that keeps its variables, and branches of it.
 
 All branches of a session live in one set of namespaces, and one cell runs at a time. The host speaks with each branch
 over a socket of its own, packet by packet; code and streams travel as descriptors. What comes back was written by a
@@ -13,16 +13,15 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
 from agentflow.sandbox.groups import Group, enforced
-from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
+from agentflow.sandbox.launcher import Event, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.streams import Pipe, memory_file
 
-_BACKEND = "process"
 _PACKET_BYTES = 1 << 17
 _START_S = 30.0
 _LOST_S = 10.0
@@ -49,36 +48,58 @@ class _Report(BaseModel, strict=True):
     words: list[str]
 
 
-async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Session:
+class Starter(Protocol):
+    """What starts the processes of a session and watches them: see `Launcher`."""
+
+    async def start(self, spec: Mapping[str, Any], files: Mapping[str, int], listen: Callable[[Event], None]) -> int:
+        """Begin; events go to `listen`, `died` being the last."""
+        ...
+
+    def ask(self, number: int, op: str, **words: Any) -> None:
+        """Ask something of a session."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
+        ...
+
+
+async def open_session(
+    launcher: Starter, limits: Limits, *, turn: Turn, backend: str = "process", layers: tuple[str, ...] = ()
+) -> Session:
     """Fork an interpreter and wait until it is ready.
 
     Args:
-        launcher: Of the zygote that it is forked from.
+        launcher: Of the zygote that it is forked from, or of its container.
         limits: For all cells together, except CPU time, wall time and output.
         turn: Waits until a cell may run.
+        backend: Who runs it.
+        layers: What its container enforces; empty for one in a control group of this process's making.
 
     Raises:
         SandboxFailure: It did not start.
     """
-    family = _Family(launcher, limits)
+    family = _Family(launcher, limits, backend=backend, layers=layers)
     try:
         channel = await family.start()
         return await _Branch.greeted(family, channel, turn=turn)
     except (LauncherBroken, OSError) as error:
         await family.end()
-        raise SandboxFailure(f"a session of the {_BACKEND} sandbox did not start: {error}") from None
+        raise SandboxFailure(f"a session of the {backend} sandbox did not start: {error}") from None
 
 
 class _Family:
     """The processes of one session: its first branch and all copies of it."""
 
-    def __init__(self, launcher: Launcher, limits: Limits) -> None:
+    def __init__(self, launcher: Starter, limits: Limits, *, backend: str, layers: tuple[str, ...]) -> None:
         self.limits = limits
+        self.backend = backend
+        self._layers = layers
         self.lock = asyncio.Lock()
         self.branches = 0
         self._launcher = launcher
         self._number = -1
-        self._group = Group.create()
+        self._group = None if layers else Group.create()
         self._died: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._rested: asyncio.Future[Event] | None = None
         self._stopped: dict[int, Status] = {}
@@ -86,7 +107,7 @@ class _Family:
 
     @property
     def enforced(self) -> tuple[str, ...]:
-        return enforced(self._group)
+        return self._layers or enforced(self._group)
 
     @property
     def is_over(self) -> bool:
@@ -217,9 +238,9 @@ class _Branch:
                 status, detail = self._family.fate(self._pid)
                 self._leave(detail or "it used too much between its cells")
                 if status == "infra_error":
-                    return Result(status, detail=detail, backend=_BACKEND)
+                    return Result(status, detail=detail, backend=self._family.backend)
             if self._why_over:
-                return Result("refused", detail=f"the session is over: {self._why_over}", backend=_BACKEND)
+                return Result("refused", detail=f"the session is over: {self._why_over}", backend=self._family.backend)
             self._work = work = asyncio.ensure_future(self._exec(code, used))
             try:
                 return await asyncio.shield(work)
@@ -305,7 +326,7 @@ class _Branch:
             value=value,
             usage=usage,
             detail=detail,
-            backend=_BACKEND,
+            backend=self._family.backend,
             enforced=family.enforced,
         )
 
