@@ -30,10 +30,16 @@ class Served:
         take: Reads so many bytes of what the host says.
         account: Tells what the container has used.
         tree: The names of process_tree.py.
+        first: The channel of the first branch.
     """
 
     def __init__(
-        self, take: Callable[[int], bytes], account: Callable[[], Account], tree: Mapping[str, Any], first: socket.socket
+        self,
+        take: Callable[[int], bytes],
+        account: Callable[[], Account],
+        *,
+        tree: Mapping[str, Any],
+        first: socket.socket,
     ) -> None:
         self.take, self.account, self.tree = take, account, tree
         self.channels = {0: first}
@@ -223,7 +229,7 @@ def serve(
     tree, interpreter = load("process_tree"), load("guest_python")
     if os.fork():
         there.close()
-        Served(take, account, tree, here).serve()
+        Served(take, account, tree=tree, first=here).serve()
     loosen()
     here.close()
     silent = os.open(os.devnull, os.O_RDWR)

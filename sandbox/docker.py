@@ -113,14 +113,14 @@ class DockerSandbox:
         return await open_session(launcher, used, turn=lambda: self._slots, backend=self.name, layers=ENFORCED)
 
     async def close(self) -> None:
-        """End the containers that wait, and see all of them gone; an engine that is away sees to that once it is back."""
+        """End the containers that wait, and see all gone; an engine that is away ends them once it is back."""
         await asyncio.to_thread(self._close)
 
     def _take(self, limits: Limits) -> Container:
         """Return a container for a session."""
         try:
             return self._pool.take(_shape(limits))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
             raise LauncherBroken(self._engine.explain(error, threading.Event())) from None
 
     def _close(self) -> None:

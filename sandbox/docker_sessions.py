@@ -20,7 +20,7 @@ from typing import Any
 from agentflow.sandbox.base import Limits
 from agentflow.sandbox.container import Container, Frames
 from agentflow.sandbox.execution import file_bytes, memory_bytes
-from agentflow.sandbox.launcher import Event, LauncherBroken
+from agentflow.sandbox.launcher import Event
 
 _CHUNK_BYTES, _PACKET_BYTES = 1 << 16, 1 << 16
 _MAX_FILES = 3

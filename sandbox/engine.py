@@ -1,4 +1,4 @@
-"""The Docker engine that the Docker backend talks to, which may be stopped, started again or out of disk at any time."""
+"""The engine that the Docker backend talks to, which may be stopped, started again or out of disk at any time."""
 
 import os
 import threading

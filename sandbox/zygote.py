@@ -4,7 +4,6 @@ It runs in a process of its own, in the read-only system of `system`, and talks 
 watches CPU, memory and wall time of what it forked, so that a busy host judges nobody.
 """
 
-import contextlib
 import gc
 import importlib
 import json

@@ -78,7 +78,7 @@ def play(sandbox: Sandbox, *, max_failed: float, num_tasks: int = 24) -> Collect
 
 
 def invented(collected: Collected) -> list[Trajectory]:
-    """Return the trajectories whose reward is not what the expert earned: all of it, or none where its episode failed."""
+    """Return the trajectories without what the expert earns: all reward, or none where the episode failed."""
     earned = {"completed": (1.0, True), "failed": (None, None)}
     return [
         trajectory

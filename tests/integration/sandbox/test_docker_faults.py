@@ -4,13 +4,14 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from agentflow.cli import main
 from agentflow.errors import RunAborted
-from agentflow.sandbox.base import Program, Result
+from agentflow.sandbox.base import Program, Result, SandboxFailure
 from agentflow.sandbox.docker import DockerSandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.brittle import Watched, invented, play
@@ -60,6 +61,29 @@ def test_no_reward_is_invented_once_an_engine_is_gone(engine: Engine, caplog: py
     assert "may be left" in caplog.text
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_session_whose_engine_stops_is_no_verdict_and_the_next_one_waits_for_it(engine: Engine, number: int) -> None:
+    async def work() -> tuple[Result, Result, Result]:
+        sandbox = DockerSandbox(1, warm=0)
+        session = await sandbox.session()
+        running = asyncio.ensure_future(session.exec("import time; time.sleep(60)"))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(engine.stop, number)
+        broken, after = await running, await session.exec("1")
+        back = asyncio.ensure_future(asyncio.to_thread(engine.start))
+        with pytest.raises(SandboxFailure, match=f"did not start: the Docker engine at {engine.address} went away"):
+            await sandbox.session()
+        await back
+        async with await sandbox.session() as following:
+            last = await following.exec("6 * 7")
+        await sandbox.close()
+        return broken, after, last
+
+    broken, after, last = asyncio.run(work())
+    assert (broken.status, after.status, last.value) == ("infra_error", "refused", "42")
+    assert "its container ended: the engine was stopped" in broken.detail
+
+
 def test_engine_that_stays_away_stops_the_run_with_its_name_and_the_remedy(engine: Engine) -> None:
     sandbox = Watched(shared(0.5), after=10, then=engine.stop)
     with pytest.raises(RunAborted, match=f"{engine.address} went away and was not back within 0.5 s. Start it"):
@@ -93,7 +117,7 @@ def test_engine_whose_disk_fills_up_stops_the_run_and_invents_nothing(engine: En
 
     sandbox = Watched(shared(0.5), after=10, then=keep_full)
     try:
-        with pytest.raises(RunAborted, match="the disk of the Docker engine is full.*Free some"):
+        with pytest.raises(RunAborted, match=r"the disk of the Docker engine is full.*Free some"):
             play(sandbox, max_failed=0.2, num_tasks=6)
     finally:
         over.set()
@@ -104,10 +128,7 @@ def test_engine_whose_disk_fills_up_stops_the_run_and_invents_nothing(engine: En
 
 def fill(path: Path) -> None:
     """Lengthen a file until there is no room for another byte."""
-    with path.open("ab", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(b"\0" * size)
-            except OSError:
-                continue
+    for size in (1 << 20, 1 << 12, 1):
+        with path.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"\0" * size)
