@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-CELL = "/program/cell"
 CHUNK_BYTES, PACKET_BYTES = 1 << 16, 1 << 17
 TICK_MS, RESTING_MS = 10, 500
 Account = tuple[float, float, int]
@@ -44,6 +43,7 @@ class Served:
         self.take, self.account, self.tree = take, account, tree
         self.channels = {0: first}
         self.streams: dict[int, int] = {}
+        self.feeding, self.source = -1, memoryview(b"")
         self.cell_from, self.cell_at = account(), time.monotonic()
         self.allowance_s, self.cpu_s, self.ends_at = math.inf, math.inf, math.inf
         self.pid: int | None = None
@@ -57,6 +57,8 @@ class Served:
             for descriptor, _ in self.poll.poll(RESTING_MS if self.ends_at == math.inf else TICK_MS):
                 if descriptor == 0:
                     self.hear()
+                elif descriptor == self.feeding:
+                    self.feed()
                 elif descriptor in self.streams:
                     self.pass_output(descriptor)
                 for number in [n for n, channel in self.channels.items() if channel.fileno() == descriptor]:
@@ -75,10 +77,12 @@ class Served:
 
     def begin_cell(self, asked: Mapping[str, Any], source: bytes) -> None:
         """Hand a cell to its branch."""
-        with open(CELL, "wb") as file:
-            file.write(source)
-        given = [os.open(CELL, os.O_RDONLY)]
-        os.unlink(CELL)
+        # A pipe: a file would lie where earlier cells may have been before.
+        code, self.feeding = os.pipe()
+        os.set_blocking(self.feeding, False)
+        self.poll.register(self.feeding, select.POLLOUT)
+        self.source = memoryview(source)
+        given = [code]
         for number in (1, 2):
             reading, writing = os.pipe()
             os.set_blocking(reading, False)
@@ -179,8 +183,27 @@ class Served:
         else:
             self.close_stream(descriptor)
 
+    def feed(self) -> None:
+        """Write what the pipe takes of a cell's source."""
+        try:
+            self.source = self.source[os.write(self.feeding, self.source[:CHUNK_BYTES]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.source = memoryview(b"")
+        if not self.source:
+            self.stop_feeding()
+
+    def stop_feeding(self) -> None:
+        """Let the cell see the end of its source."""
+        if self.feeding >= 0:
+            self.poll.unregister(self.feeding)
+            os.close(self.feeding)
+            self.feeding = -1
+
     def close_streams(self) -> None:
         """Read what lies in the pipes of a cell, and let go of them."""
+        self.stop_feeding()
         for descriptor in list(self.streams):
             self.pass_output(descriptor)
             self.close_stream(descriptor)

@@ -38,6 +38,26 @@ def test_variables_survive_and_the_last_expression_is_the_value(sandbox: Sandbox
     assert (sixth.status, sixth.exit_code, last.value) == ("nonzero_exit", 3, "6")
 
 
+def test_long_cell_and_much_output_arrive_whole(sandbox: Sandbox) -> None:
+    async def work(session: Session) -> list[Result]:
+        # What earlier cells leave lying about is in nobody's way.
+        fill = (
+            "for n in range(4000):\n  folder = ('/work', '/program')[n % 2]\n"
+            "  try: open(f'{folder}/{n}', 'wb').write(b'x' * 65536)\n  except OSError: pass"
+        )
+        cells = (
+            fill,
+            f"text = {'x' * 700_000!r}; len(text)",
+            "print('a' * 2000 + 'z')",
+            "",
+        )
+        return [await session.exec(cell) for cell in cells]
+
+    first, second, third, last = in_session(sandbox, work)
+    assert (first.status, second.value, last.status) == ("ok", "700000", "ok"), first
+    assert third.stdout.text == "a" * 2000 + "z\n"
+
+
 def test_branches_go_their_own_ways(sandbox: Sandbox) -> None:
     async def work(session: Session) -> list[str]:
         await session.exec("x = [1]")
