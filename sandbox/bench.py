@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
-from agentflow.sandbox.docker import LABEL, OWNER_LABEL, connect, owner_mark
+from agentflow.sandbox.docker import LABEL, OWNER_LABEL, owner_mark
+from agentflow.sandbox.engine import connect
 from agentflow.sandbox.groups import existing
 from agentflow.sandbox.image import DEFAULT_IMAGE
 from agentflow.sandbox.process_tree import tree_usage

@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,23 @@ from agentflow.sandbox.figures import MAX_WRITTEN_BYTES
 from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
 
-_FIRST = (Path(__file__).parent / "container_guest.py").read_text(encoding="utf-8")
-_COMMAND = (PYTHON, "-s", "-P", "-c", _FIRST, GUEST)
+_FOLDER = Path(__file__).parent
+_IMPORT = "from agentflow.sandbox.guest_figures import save_figures\n"  # nothing can be imported inside
+
+
+def _text(*names: str) -> str:
+    parts = [(_FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in names]
+    return "\n".join(parts).replace(_IMPORT, "")
+
+
+_GUESTS = [
+    _text("container_guest"),
+    GUEST,
+    _text("container_session"),
+    _text("process_tree"),
+    _text("guest_figures", "guest_python"),
+]
+_COMMAND = (PYTHON, "-s", "-P", "-c", *_GUESTS)
 _OVERHEAD_MB = 16  # of the first process
 _PROGRAM_SPACE_BYTES = 10 << 20  # its source and its plots
 _SHARED_MEMORY_BYTES = 1 << 20
@@ -61,6 +76,10 @@ class Build:
     profile: str
 
 
+class ContainerLost(Exception):
+    """A container was ended from outside: by its engine, which is stopped, or by a person."""
+
+
 class Container:
     """A container whose first process waits for its program.
 
@@ -82,6 +101,7 @@ class Container:
             hostname="sandbox",
             network_disabled=True,
             stdin_open=True,
+            stop_signal="SIGKILL",  # its first process hears no other, and an engine that stops waits 10 s for each
             labels=dict(build.labels),
             host_config=_host_config(api, build, shape=shape, user=user),
         )["Id"]
@@ -101,8 +121,17 @@ class Container:
             selector.register(self._socket, selectors.EVENT_READ)
             return not selector.select(0)
 
+    @property
+    def stream(self) -> socket.socket:
+        """Its standard streams: what it says comes in frames, see `Frames`."""
+        return self._socket
+
     def run(self, program: Program, limits: Limits, *, words: Sequence[str], stop: threading.Event) -> "_Seen":
-        """Run the program to its end, whichever that is; afterwards nothing of the container lives."""
+        """Run the program to its end, whichever that is; afterwards nothing of the container lives.
+
+        Raises:
+            ContainerLost: Somebody else ended the container.
+        """
         seen = _Seen(limits)
         started = time.monotonic()
         try:
@@ -117,7 +146,9 @@ class Container:
         if seen.ended_by:
             self.end()
         elif not seen.trailer:
-            seen.ended_by = "memory" if self._ran_out_of_memory() else ""
+            if not self._ran_out_of_memory():
+                raise ContainerLost("its container ended before it said what became of the program")
+            seen.ended_by = "memory"
         return seen
 
     def end(self) -> None:
@@ -182,8 +213,26 @@ class Container:
         return any(True for _ in self._api.events(since=now - 3600, until=now + 1, filters=filters))
 
 
+class Frames:
+    """What a container says: frames of 8 bytes of head, of which the first is the stream and the last four a length."""
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+
+    def add(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Take what was read, and yield what is complete: the stream and its bytes."""
+        self._raw += data
+        while len(self._raw) >= 8:
+            stream, size = struct.unpack(">B3xI", self._raw[:8])
+            if len(self._raw) < 8 + size:
+                return
+            content = bytes(self._raw[8 : 8 + size])
+            del self._raw[: 8 + size]
+            yield stream, content
+
+
 class _Seen:
-    """What a container said: frames of 8 bytes of head, of which the first is the stream and the last four a length."""
+    """What was seen of one program."""
 
     def __init__(self, limits: Limits) -> None:
         self.ended_by = ""
@@ -191,18 +240,13 @@ class _Seen:
         self.stdout, self.stderr = Kept(limits.output_kb << 10), Kept(limits.output_kb << 10)
         self.trailer: dict[str, Any] = {}
         self.figures = b""
-        self._raw = bytearray()
+        self._frames = Frames()
         self._held = bytearray()  # the end of stderr, which may be the first process's own word
 
     def add(self, data: bytes) -> None:
         """Take what was read."""
-        self._raw += data
-        while len(self._raw) >= 8:
-            stream, size = struct.unpack(">B3xI", self._raw[:8])
-            if len(self._raw) < 8 + size:
-                break
-            self._add(stream, bytes(self._raw[8 : 8 + size]))
-            del self._raw[: 8 + size]
+        for stream, content in self._frames.add(data):
+            self._add(stream, content)
 
     def end(self) -> None:
         """Tell the first process's last word, what it saw and the plots, from the program's; it may not have lived."""

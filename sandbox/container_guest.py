@@ -16,6 +16,7 @@ import json
 import os
 import random  # noqa: F401
 import resource  # noqa: F401
+import select
 import signal
 import struct
 import sys
@@ -23,12 +24,13 @@ import time
 import traceback  # noqa: F401
 from typing import Any
 
-GUEST = sys.argv[1]
+GUEST, TEXTS = sys.argv[1], dict(zip(("container_session", "process_tree", "guest_python"), sys.argv[2:5], strict=True))
 SOURCE = "/program/source"
 FIGURES, FIGURES_BYTES = "/program/figures", 4 + 4 * (4 + (1 << 20))  # as in figures.py
 END, TRAILER_BYTES = b"\0agentflow:", 256
 TICK_S = 0.01
 CHUNK_BYTES = 1 << 16
+IDLE_S = 900.0
 DUMPABLE = 4
 # Of the second version of control groups and of the first: CPU time with its unit, peak memory, deaths by memory.
 ACCOUNTS = (
@@ -66,34 +68,57 @@ def read(name: str, key: str = "") -> int:
     return int(words[words.index(key) + 1 if key else 0]) if not key or key in words else 0
 
 
-def become(words: list[str]) -> None:
-    """Turn this child into the program."""
+def loosen() -> None:
+    """Take from this child what only the first process is."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ctypes.CDLL(None).prctl(DUMPABLE, 1, 0, 0, 0)
     os.setsid()
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # it goes before the first process does
+
+
+def load(name: str) -> dict[str, Any]:
+    """Run a module of the backend and return its names."""
+    names = {"__name__": name, "__file__": f"{name}.py"}
+    exec(compile(TEXTS[name], f"{name}.py", "exec"), names)  # noqa: S102
+    return names
+
+
+def become(words: list[str]) -> None:
+    """Turn this child into the program."""
+    loosen()
     sys.argv = ["-c", SOURCE, *words]
     exec(compile(GUEST, "guest.py", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102
 
 
 def main() -> None:
-    """Run one program."""
-    seed = sys.argv[2] if len(sys.argv) > 2 else str(struct.unpack(">I", take(4))[0])
+    """Run one program, or serve one session."""
+    # Should the engine die, standard input stays open with nobody there.
+    if len(sys.argv) <= 5 and not select.select([0], [], [], IDLE_S)[0]:
+        sys.exit(0)
+    seed = sys.argv[5] if len(sys.argv) > 5 else str(struct.unpack(">I", take(4))[0])
     if seed != os.environ["PYTHONHASHSEED"]:
         # The seed of an interpreter is settled when it starts.
         os.execve(sys.executable, [*sys.orig_argv, seed], {**os.environ, "PYTHONHASHSEED": seed})  # noqa: S606
     head = json.loads(take(struct.unpack(">I", take(4))[0]))
+    cpu_file, cpu_key, unit, peak_file, deaths_file = next(row for row in ACCOUNTS if read(row[0], row[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    ctypes.CDLL(None).prctl(DUMPABLE, 0, 0, 0, 0)
+    if "session" in head:
+        load("container_session")["serve"](
+            head["session"],
+            take,
+            account=lambda: (read(cpu_file, cpu_key) * unit, read(peak_file) / 2**20, read(deaths_file, "oom_kill")),
+            load=load,
+            loosen=loosen,
+        )
     for name, size in head["files"]:
         copy(size, f"/work/{name}")
     copy(head["source_bytes"], SOURCE)
     os.chmod(SOURCE, 0o444)
     figures = os.open(FIGURES, os.O_RDWR | os.O_CREAT)
-    cpu_file, cpu_key, unit, peak_file, deaths_file = next(row for row in ACCOUNTS if read(row[0], row[1]))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    ctypes.CDLL(None).prctl(DUMPABLE, 0, 0, 0, 0)
     before, started = read(cpu_file, cpu_key), time.monotonic()
     program = os.fork()
     if not program:

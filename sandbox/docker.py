@@ -6,6 +6,7 @@ control group, and ends what the program left; should AgentFlow die, it ends by 
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import socket
@@ -17,13 +18,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.container import Build, Container, Shape
+from agentflow.sandbox.docker_sessions import ContainerLauncher
+from agentflow.sandbox.engine import Engine, connect
 from agentflow.sandbox.execution import guest_words, in_thread
 from agentflow.sandbox.figures import with_figures
 from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
+from agentflow.sandbox.launcher import LauncherBroken
 from agentflow.sandbox.seccomp import docker_profile
+from agentflow.sandbox.sessions import open_session
+
+_log = logging.getLogger(__name__)
 
 ENFORCED = (
     "cpu:cgroup",
@@ -41,7 +49,7 @@ LABEL = "agentflow.sandbox"
 _RUN_LABEL, OWNER_LABEL = "agentflow.run", "agentflow.owner"
 _FIRST_UID, _NUM_UIDS = 20_000, 40_000
 _MAX_SHAPES = 3
-_ENGINE_TIMEOUT_S = 60
+_PATIENCE_S = 30.0
 _GONE_S, _GONE_TICK_S = 10.0, 0.02
 _START_TIME = 19  # the field of /proc/PID/stat after the name, counted from the state
 
@@ -54,6 +62,7 @@ class DockerSandbox:
         image: The image; it needs Python 3.11 or newer at /usr/local/bin/python3, and no entry point.
         run_id: What its containers are labelled with, unlike those of any other sandbox; None for a random name.
         warm: Containers that wait ahead for each shape of limits; None for as many as programs at once.
+        patience_s: Seconds that the engine may be away, for example to be started again, before programs fail at once.
 
     Raises:
         SandboxUnavailable: The `docker` package is not installed, no engine answers, or the image is not there.
@@ -68,14 +77,17 @@ class DockerSandbox:
         image: str = DEFAULT_IMAGE,
         run_id: str | None = None,
         warm: int | None = None,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
-        self._client = connect()
+        self._engine = Engine(patience_s)
+        self._client = self._engine.client
         _ensure_image(self._client, image)
         num_slots = concurrency or os.cpu_count() or 1
         self.run_id = run_id or secrets.token_hex(4)
         labels = {LABEL: "1", _RUN_LABEL: self.run_id, OWNER_LABEL: owner_mark(os.getpid())}
+        self._launchers: WeakSet[ContainerLauncher] = WeakSet()
         self._slots = asyncio.Semaphore(num_slots)
-        build = Build(image, labels, json.dumps(docker_profile(self._client.info()["Architecture"])))
+        build = Build(image, labels, json.dumps(docker_profile(self._engine.architecture)))
         self._pool = _Pool(self._client.api, build, warm=num_slots if warm is None else warm)
 
     async def run(self, program: Program, limits: Limits | None = None) -> Result:
@@ -88,20 +100,44 @@ class DockerSandbox:
             return await in_thread(lambda stop: self._run(program, used, stop=stop))
 
     async def session(self, limits: Limits | None = None) -> Session:
-        """Refuse: every program of this backend starts afresh.
+        """Start an interpreter that keeps its state, in a container of its own; see `Sandbox`.
+
+        Memory, processes and work space are bounded once, for all of its cells and branches together; CPU and wall
+        time for each cell.
 
         Raises:
-            SandboxUnavailable: Always.
+            SandboxFailure: It does not start.
         """
-        raise SandboxUnavailable("The docker sandbox keeps no interpreter between programs.", "Use `run`.")
+        used = limits or Limits()
+        launcher = ContainerLauncher(used, lambda: self._take(used))
+        self._launchers.add(launcher)
+        return await open_session(launcher, used, turn=lambda: self._slots, backend=self.name, layers=ENFORCED)
 
     async def close(self) -> None:
-        """End the containers that wait, and see all of them gone."""
-        await asyncio.to_thread(self._pool.close)
-        deadline = time.monotonic() + _GONE_S
-        while await asyncio.to_thread(self.containers) and time.monotonic() < deadline:
-            await asyncio.sleep(_GONE_TICK_S)
-        self._client.close()
+        """End the containers that wait, and see all gone; an engine that is away ends them once it is back."""
+        await asyncio.to_thread(self._close)
+
+    def _take(self, limits: Limits) -> Container:
+        """Return a container for a session."""
+        try:
+            return self._pool.take(_shape(limits))
+        except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
+            raise LauncherBroken(self._engine.explain(error, threading.Event())) from None
+
+    def _close(self) -> None:
+        for launcher in self._launchers:
+            launcher.close()
+        try:
+            self._pool.close()
+            deadline = time.monotonic() + _GONE_S
+            while self.containers() and time.monotonic() < deadline:
+                time.sleep(_GONE_TICK_S)
+        except Exception as error:
+            if self._engine.answers:
+                raise
+            _log.warning("containers of run %s may be left, as no engine answers: %s", self.run_id, error)
+        finally:
+            self._client.close()
 
     def containers(self) -> list[Any]:
         """Return the containers of this sandbox, those that wait and those that are being removed included."""
@@ -109,13 +145,13 @@ class DockerSandbox:
 
     def _run(self, program: Program, limits: Limits, *, stop: threading.Event) -> Result:
         try:
-            container = self._pool.take(Shape(limits.memory_mb, limits.disk_mb, limits.max_processes))
+            container = self._pool.take(_shape(limits))
             try:
                 seen = container.run(program, limits, words=guest_words(program, limits, num_beside=1), stop=stop)
             finally:
                 container.hang_up()
         except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
-            return Result("infra_error", detail=f"{type(error).__name__}: {error}"[:400], backend=self.name)
+            return Result("infra_error", detail=self._engine.explain(error, stop), backend=self.name)
         verdict, code = seen.verdict()
         return with_figures(verdict.result(code, backend=self.name, enforced=ENFORCED), seen.figures)
 
@@ -139,8 +175,7 @@ class _Pool:
     def take(self, shape: Shape) -> Container:
         """Return a container that waits, and have the next one made."""
         while True:
-            future = self._next(shape)
-            container = future.result()
+            container = self._next(shape).result()
             if container.is_waiting:
                 return container
             container.hang_up()
@@ -159,6 +194,8 @@ class _Pool:
             futures = self._waiting.setdefault(shape, deque())
             self._waiting.move_to_end(shape)
             old = self._waiting.popitem(last=False)[1] if len(self._waiting) > _MAX_SHAPES else ()
+            while futures and _has_failed(futures[0]):
+                futures.popleft()  # when it was made ahead; that says nothing of now
             future = futures.popleft() if futures else self._makers.submit(self._make, shape)
             while len(futures) < self._warm:
                 futures.append(self._makers.submit(self._make, shape))
@@ -176,31 +213,17 @@ class _Pool:
         return Container(self._api, self._build, shape=shape, user=user)
 
 
+def _shape(limits: Limits) -> Shape:
+    return Shape(limits.memory_mb, limits.disk_mb, limits.max_processes)
+
+
+def _has_failed(future: "Future[Container]") -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)
+
+
 def _discard(future: "Future[Container]") -> None:
-    if not future.cancelled() and future.exception() is None:
+    if not _has_failed(future):
         future.result().end()
-
-
-def connect() -> Any:
-    """Return a client of the engine that `DOCKER_HOST` names, or of the local one.
-
-    Raises:
-        SandboxUnavailable: The `docker` package is not installed, or no engine answers.
-    """
-    try:
-        import docker  # noqa: PLC0415  optional
-        from docker.errors import DockerException  # noqa: PLC0415
-    except ImportError:
-        raise SandboxUnavailable("The docker package is not installed.", "pip install 'agentflow-rl[docker]'") from None
-    try:
-        client = docker.from_env(timeout=_ENGINE_TIMEOUT_S)
-        client.ping()
-    except (DockerException, OSError) as error:
-        raise SandboxUnavailable(
-            f"No Docker engine answers: {str(error)[:200]}.",
-            "Start one (systemctl start docker), name it in DOCKER_HOST, or install it: apt-get install docker.io.",
-        ) from None
-    return client
 
 
 def build_image(name: str = DEFAULT_IMAGE, packages: Sequence[str] = ()) -> str:

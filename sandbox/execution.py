@@ -296,11 +296,21 @@ def guest_words(program: Program, limits: Limits, *, num_beside: int = 0) -> lis
     numbers = (
         program.seed,
         limits.max_processes + num_beside,
-        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
+        memory_bytes(limits),
         math.ceil(limits.cpu_s) + 1,
-        limits.disk_mb << 20,
+        file_bytes(limits),
     )
     return [program.language, *map(str, numbers)]
+
+
+def memory_bytes(limits: Limits) -> int:
+    """Return the address space that one process may have."""
+    return (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20
+
+
+def file_bytes(limits: Limits) -> int:
+    """Return how long one file may be."""
+    return limits.disk_mb << 20
 
 
 def limit_named(last_line: bytes) -> Status | None:

@@ -91,13 +91,16 @@ async def _open_server(url: str) -> Sandbox:
 
 async def probe(sandbox: Sandbox) -> str:
     """Run a program that looks around, and say what is wrong; empty if the sandbox holds."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryDirectory() as folder:
-        secret = Path(folder) / secrets.token_hex(4)
-        secret.write_text("secret")
-        secret.chmod(0o644)
-        Path(folder).chmod(0o755)
-        stdin = json.dumps([listener.getsockname()[1], str(secret)]).encode()
-        result = await sandbox.run(Program(_PROGRAM, stdin=stdin), _LIMITS)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryDirectory() as folder:
+            secret = Path(folder) / secrets.token_hex(4)
+            secret.write_text("secret")
+            secret.chmod(0o644)
+            Path(folder).chmod(0o755)
+            stdin = json.dumps([listener.getsockname()[1], str(secret)]).encode()
+            result = await sandbox.run(Program(_PROGRAM, stdin=stdin), _LIMITS)
+    except OSError as error:
+        return f"a trial cannot be made: {error}. It takes a free port and a temporary file; is the disk full?"
     if result.status != "ok":
         return f"a trial program ended with {result.status}: {(result.detail or result.stderr.text).strip()[-300:]}."
     found = json.loads(result.stdout.text)

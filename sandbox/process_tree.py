@@ -1,11 +1,15 @@
 """What the processes below one process use, read from /proc."""
 
+import contextlib
 import os
+import signal
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_KILLING_S = 1.0
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 # Fields of /proc/PID/stat after the name, counted from the state.
 _USER_TICKS, _CHILD_SYSTEM_TICKS, _RESIDENT_PAGES = 11, 14, 21
@@ -68,6 +72,25 @@ def is_alive(pid: int) -> bool:
     """Say whether a process exists and is not merely unburied."""
     fields = _stat(pid)
     return bool(fields) and fields[0] not in ("Z", "X")
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all below it; it is stopped first, so that its orphans still come to it."""
+    _signal(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + _KILLING_S
+    while time.monotonic() < deadline:
+        alive = [other for other in tree_usage(pid).pids if is_alive(other)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for other in alive:
+                _signal(other, number)
+        if not alive:
+            break
+    _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
 
 
 def _children(pid: int) -> list[int]:

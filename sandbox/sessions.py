@@ -1,4 +1,4 @@
-"""Sessions of the process backend: a forked interpreter that keeps its variables, and branches of it.
+"""Sessions: a forked interpreter that keeps its variables, and branches of it.
 
 All branches of a session live in one set of namespaces, and one cell runs at a time. The host speaks with each branch
 over a socket of its own, packet by packet; code and streams travel as descriptors. What comes back was written by a
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -22,10 +22,9 @@ from agentflow.sandbox.execution import to_the_end
 from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.guest_python import VALUE_BYTES
-from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
+from agentflow.sandbox.launcher import Event, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.streams import Kept, Pipe, memory_file
 
-_BACKEND = "process"
 _PACKET_BYTES = 1 << 17
 _START_S = 30.0
 _LOST_S = 10.0
@@ -53,18 +52,38 @@ class _Report(BaseModel, strict=True):
     words: list[Annotated[str, Field(max_length=_MAX_WORDS)]] = Field(max_length=_MAX_HINTS)
 
 
-async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Session:
+class Starter(Protocol):
+    """What starts the processes of a session and watches them: see `Launcher`."""
+
+    async def start(self, spec: Mapping[str, Any], files: Mapping[str, int], listen: Callable[[Event], None]) -> int:
+        """Begin; events go to `listen`, `died` being the last."""
+        ...
+
+    def ask(self, number: int, op: str, **words: Any) -> None:
+        """Ask something of a session."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
+        ...
+
+
+async def open_session(
+    launcher: Starter, limits: Limits, *, turn: Turn, backend: str = "process", layers: tuple[str, ...] = ()
+) -> Session:
     """Fork an interpreter and wait until it is ready.
 
     Args:
-        launcher: Of the zygote that it is forked from.
+        launcher: Of the zygote that it is forked from, or of its container.
         limits: For all cells together, except CPU time, wall time and output.
         turn: Waits until a cell may run.
+        backend: Who runs it.
+        layers: What its container enforces; empty for one in a control group of this process's making.
 
     Raises:
         SandboxFailure: It did not start.
     """
-    family = _Family(launcher, limits)
+    family = _Family(launcher, limits, backend=backend, layers=layers)
     try:
         channel = await family.start()
         return await _Branch.greeted(family, channel, turn=turn)
@@ -73,15 +92,17 @@ async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn) -> Ses
         if not isinstance(error, LauncherBroken | OSError):
             raise
         raise SandboxFailure(
-            f"a session of the {_BACKEND} sandbox did not start: {family.what_broke or error}"
+            f"a session of the {backend} sandbox did not start: {family.what_broke or error}"
         ) from None
 
 
 class _Family:
     """The processes of one session: its first branch and all copies of it."""
 
-    def __init__(self, launcher: Launcher, limits: Limits) -> None:
+    def __init__(self, launcher: Starter, limits: Limits, *, backend: str, layers: tuple[str, ...]) -> None:
         self.limits = limits
+        self.backend = backend
+        self._layers = layers
         self.lock = asyncio.Lock()
         self.branches = 0
         self.figures = FigureFile()
@@ -95,7 +116,7 @@ class _Family:
 
     @property
     def enforced(self) -> tuple[str, ...]:
-        return enforced(self._group)
+        return self._layers or enforced(self._group)
 
     @property
     def what_broke(self) -> str:
@@ -116,7 +137,7 @@ class _Family:
             opened.callback(os.close, silent)
             files = {"channel": there.fileno(), "stdout": silent, "stderr": silent, "stdin": silent}
             files["figures"] = self.figures.descriptor
-            self._group = Group.create()
+            self._group = None if self._layers else Group.create()
             if self._group is not None:
                 self._group.limit(self.limits)
                 group_files = self._group.open_files()
@@ -234,9 +255,9 @@ class _Branch:
                 status, detail = self._family.fate(self._pid)
                 self._leave(detail or "it used too much between its cells")
                 if status == "infra_error":
-                    return Result(status, detail=detail, backend=_BACKEND)
+                    return Result(status, detail=detail, backend=self._family.backend)
             if self._why_over:
-                return Result("refused", detail=f"the session is over: {self._why_over}", backend=_BACKEND)
+                return Result("refused", detail=f"the session is over: {self._why_over}", backend=self._family.backend)
             self._work = asyncio.ensure_future(self._exec(code, used))
             try:
                 return await to_the_end(self._work, give_up=lambda: self._family.abandon(self._pid))
@@ -290,7 +311,7 @@ class _Branch:
                 streams = [opened.enter_context(Pipe(each, stop)) for each in kept]
                 source = opened.enter_context(memory_file(code.encode("utf-8", "surrogatepass")))
             except OSError as error:  # the session does not mind
-                return Result("infra_error", detail=f"the cell was not begun: {error}", backend=_BACKEND)
+                return Result("infra_error", detail=f"the cell was not begun: {error}", backend=self._family.backend)
             try:
                 report = await self._exchange(source, limits, streams=streams)
             except TimeoutError:  # the zygote, which ends a cell in time, hangs
@@ -320,7 +341,7 @@ class _Branch:
             value=value,
             usage=usage,
             detail=detail,
-            backend=_BACKEND,
+            backend=self._family.backend,
             enforced=family.enforced,
         )
         return with_figures(result, family.figures.take())

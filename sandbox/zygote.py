@@ -4,7 +4,6 @@ It runs in a process of its own, in the read-only system of `system`, and talks 
 watches CPU, memory and wall time of what it forked, so that a busy host judges nobody.
 """
 
-import contextlib
 import gc
 import importlib
 import json
@@ -23,7 +22,7 @@ from typing import Any
 
 from agentflow.sandbox import namespaces, system
 from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
-from agentflow.sandbox.process_tree import is_alive, tree_usage
+from agentflow.sandbox.process_tree import kill_tree, tree_usage
 from agentflow.sandbox.seccomp import bpf_filter
 from agentflow.sandbox.worker import OwnBytes, Start, become_first
 
@@ -33,7 +32,6 @@ _SPARE_FILES = 32
 """Descriptors that no execution takes, so that those under way can still be watched and ended."""
 _MIN_WAIT_S = 0.005
 _RESTING_S = 1.0
-_KILLING_S = 1.0
 _NOTHING = Sample(0.0, 0.0)
 _CORES = os.cpu_count() or 1
 
@@ -260,7 +258,7 @@ class Zygote:
             self._stop(child, reason, None)
             return
         for outside in found:
-            _kill_tree(outside)
+            kill_tree(outside)
         child.watch = Watch(child.meter.sample().cpu_s + child.cpu_s, math.inf, None, _RESTING_S)
         self._look_again(child, child.watch)
         self._tell({"event": "stopped", "number": child.number, "pid": pid, "reason": reason})
@@ -330,25 +328,6 @@ def _number_inside(pid: int) -> int | None:
             return next((int(line.split()[-1]) for line in file if line.startswith("NSpid:")), None)
     except OSError:
         return None
-
-
-def _kill_tree(pid: int) -> None:
-    """Kill a process and all below it; it is stopped first, so that its orphans still come to it."""
-    _signal(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + _KILLING_S
-    while time.monotonic() < deadline:
-        alive = [other for other in tree_usage(pid).pids if is_alive(other)]
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for other in alive:
-                _signal(other, number)
-        if not alive:
-            break
-    _signal(pid, signal.SIGKILL)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has just ended
-        os.kill(pid, number)
 
 
 def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentflow.cli import main
-from agentflow.sandbox import docker as backend
+from agentflow.sandbox.engine import connect
 from tests.integration.sandbox.engine import shared_engine
 
 
@@ -21,6 +21,6 @@ def engine(started_engine: str) -> Iterator[str]:
     """The address of an engine that holds the image, and that `DOCKER_HOST` names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", started_engine)
-        if not backend.connect().images.list():
+        if not connect().images.list():
             assert main(["sandbox", "image"]) == 0
         yield started_engine

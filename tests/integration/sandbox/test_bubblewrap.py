@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,11 @@ class Rootless(TrustedSubprocess):
 def test_no_interpreter_is_kept_for_sessions() -> None:
     with pytest.raises(SandboxUnavailable, match="keeps no interpreter"):
         asyncio.run(BubblewrapSandbox().session())
+
+
+def test_missing_bubblewrap_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxUnavailable, match=r"There is no bwrap on the PATH.*apt-get install bubblewrap"):
+        BubblewrapSandbox()
+    with pytest.raises(SandboxUnavailable, match=r"bubblewrap: There is no bwrap on the PATH"):
+        asyncio.run(open_sandbox("bubblewrap"))

@@ -19,6 +19,8 @@ from agentflow.tools.python import Interpreter, python_tool
 from agentflow.tools.tool import ToolOutput
 from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS
+from tests.integration.sandbox.session_contract import *  # noqa: F403
+from tests.integration.sandbox.session_contract import in_session
 from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
@@ -57,16 +59,6 @@ def play(work: Callable[[ProcessSandbox], Awaitable[T]], *, concurrency: int | N
         assert sorted(groups_before) == sorted(groups.existing())
 
 
-def in_session(work: Callable[[Session], Awaitable[T]]) -> T:
-    """Await something with a session."""
-
-    async def opened(sandbox: ProcessSandbox) -> T:
-        async with await sandbox.session(LIMITS) as session:
-            return await work(session)
-
-    return play(opened)
-
-
 @pytest.fixture(params=["control group", "polling"])
 def metering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Once with control groups where they can be had, once without."""
@@ -75,130 +67,18 @@ def metering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param)
 
 
-def test_variables_survive_and_the_last_expression_is_the_value() -> None:
-    async def work(session: Session) -> list[Result]:
-        cells = ("x = 6", "print('hi'); x * 7", "_ + 1", "def f():\n  1 / 0\nf()", "x", "raise SystemExit(3)", "x")
-        return [await session.exec(cell) for cell in cells]
-
-    first, second, third, fourth, fifth, sixth, last = in_session(work)
-    assert (first.status, first.value) == ("ok", "")
-    assert (second.stdout.text, second.value, third.value, fifth.value) == ("hi\n", "42", "43", "6")
-    assert fourth.status == "nonzero_exit"
-    assert fourth.stderr.text.splitlines()[-1] == "ZeroDivisionError: division by zero"
-    assert 'File "cell 4", line 2, in f' in fourth.stderr.text
-    assert (sixth.status, sixth.exit_code, last.value) == ("nonzero_exit", 3, "6")
-
-
-def test_branches_go_their_own_ways() -> None:
-    async def work(session: Session) -> list[str]:
-        await session.exec("x = [1]")
-        async with await session.fork() as branch, await branch.fork() as twig:
-            for number, each in enumerate((session, branch, twig)):
-                await each.exec(f"x.append({number})")
-            killed = await branch.exec("while True: pass", limits=Limits(cpu_s=0.2))
-            return [(await each.exec("x")).value for each in (session, twig)] + [killed.status]
-
-    assert in_session(work) == ["[1, 0]", "[1, 2]", "cpu_timeout"]
-
-
-@pytest.mark.parametrize(
-    ("cell", "status"),
-    [
-        ("while True: pass", "cpu_timeout"),
-        ("import time; time.sleep(60)", "wall_timeout"),
-        ("while True: print('x' * 1000)", "output_limit"),
-        ("import os; os.kill(os.getpid(), 9)", "signal"),
-        ("import os; os._exit(0)", "signal"),
-        ("for fd in range(3, 30):\n  try: __import__('os').close(fd)\n  except OSError: pass", "signal"),
-    ],
-)
-def test_cell_that_ends_its_interpreter_ends_the_session(cell: str, status: str, metering: str) -> None:
-    async def work(session: Session) -> list[Result]:
-        limits = LIMITS.model_copy(update={"cpu_s": 0.3, "wall_s": 1.0 if status == "wall_timeout" else 20.0})
-        return [await session.exec(cell, limits=limits), await session.exec("1")]
-
-    first, second = in_session(work)
-    assert (first.status, second.status) == (status, "refused")
-    assert status in second.detail
-
-
-@pytest.mark.parametrize(
-    ("cell", "status"),
-    [
-        ("import os\nif os.fork(): os._exit(0)\nimport time; time.sleep(60)", "wall_timeout"),
-        ("import os\nif os.fork(): os._exit(0)\nwhile True: pass", "cpu_timeout"),
-        ("import os, time\nfor _ in range(2):\n  if not os.fork():\n    while True:\n      pid = os.fork()\n"
-         "      if not pid: os._exit(0)\n      os.waitpid(pid, 0)\ntime.sleep(60)", "wall_timeout"),
-    ],
-)  # fmt: skip
-def test_cell_that_hides_behind_its_children_hurts_nobody_else(cell: str, status: str) -> None:
-    async def work(sandbox: ProcessSandbox) -> tuple[Result, Result, float]:
-        async with await sandbox.session(LIMITS) as neighbour, await sandbox.session(LIMITS) as session:
-            started = time.monotonic()
-            cpu_s = 0.3 if status == "cpu_timeout" else 30.0
-            ended = await session.exec(cell, limits=LIMITS.model_copy(update={"cpu_s": cpu_s, "wall_s": 1.5}))
-            return ended, await neighbour.exec("1"), time.monotonic() - started
-
-    ended, after, seconds = play(work, concurrency=1)
-    assert (ended.status, after.value) == (status, "1")
-    assert seconds < 8
-
-
-def test_memory_of_all_cells_together_is_bounded(metering: str) -> None:
-    async def work(session: Session) -> list[str]:
-        cells = [f"x{number} = bytearray(b'x') * (30 << 20)" for number in range(9)]
-        return [(await session.exec(cell)).status for cell in cells]
-
-    assert "memory" in in_session(work)
-
-
-def test_process_that_works_on_between_cells_is_bounded() -> None:
+def test_process_that_works_on_between_cells_is_bounded(sandbox: SharedSandbox) -> None:
     async def work(session: Session) -> Result:
+        before_s = tree_usage(os.getpid()).cpu_s
         await session.exec("import threading\ndef burn():\n  while True: pass\nthreading.Thread(target=burn).start()")
         deadline = time.monotonic() + 30
-        while tree_usage(os.getpid()).cpu_s < LIMITS.cpu_s and time.monotonic() < deadline:
+        while tree_usage(os.getpid()).cpu_s < before_s + LIMITS.cpu_s and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         await asyncio.sleep(3.0)
         return await session.exec("1")
 
-    result = in_session(work)
+    result = in_session(sandbox, work)
     assert (result.status, result.detail) == ("refused", "the session is over: it used too much between its cells")
-
-
-@pytest.mark.parametrize(
-    "packet",
-    [
-        "[" * 60000,
-        '{"cell": 1, "exit_code": 70000, "value": "", "words": []}',
-        '{"cell": 1, "exit_code": 0, "value": "%s", "words": []}' % ("x" * 60000),
-        '{"cell": 1, "exit_code": 0, "value": "", "words": [%s"disk"]}' % ('"disk",' * 100),
-        '{"cell": 99, "exit_code": 0, "value": "forged", "words": []}',
-    ],
-)
-def test_forged_report_of_a_cell_ends_the_session_and_nothing_else(packet: str) -> None:
-    forge = (
-        f"import os, socket\npacket = {packet!r}.encode()\nfor fd in range(3, 30):\n"
-        "  try: socket.socket(fileno=os.dup(fd)).send(packet)\n  except OSError: pass"
-    )
-
-    async def work(session: Session) -> list[Result]:
-        return [await session.exec(forge), await session.exec("1")]
-
-    first, second = in_session(work)
-    assert (first.status, first.value, first.exit_code) == ("signal", "", None)
-    assert second.status == "refused"
-
-
-def test_caller_that_gives_up_a_cell_ends_the_session() -> None:
-    async def work(session: Session) -> Result:
-        started = time.monotonic()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await session.exec("import time; time.sleep(60)")
-        assert time.monotonic() - started < 3
-        return await session.exec("1")
-
-    assert in_session(work).status == "refused"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -283,18 +163,6 @@ def test_process_sandbox_keeps_to_the_protocol_and_is_taken_first() -> None:
         return isinstance(sandbox, Sandbox), await probe(sandbox) + chosen.name
 
     assert play(work) == (True, "process")
-
-
-def test_interpreter_tool_keeps_its_variables_until_a_cell_kills_it() -> None:
-    async def work(sandbox: ProcessSandbox) -> list[str]:
-        async with Interpreter(sandbox, LIMITS) as interpreter:
-            cells = ("x = 6", "x * 7", "import os; os._exit(1)", "x")
-            return [(await interpreter.run(cell)).text for cell in cells]
-
-    _, second, third, fourth = play(work)
-    assert second == "42"
-    assert third.endswith("The interpreter was started again: its variables are gone.")
-    assert fourth.endswith("NameError: name 'x' is not defined")
 
 
 PLOT = """

@@ -1,0 +1,64 @@
+"""A host without disk space under the code environment: no program is blamed, and a run stops with a clear error."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trusted_sandbox import real, real_process
+
+BACKENDS = pytest.mark.parametrize(
+    "backend", [pytest.param("process", marks=real_process), pytest.param("bubblewrap", marks=real)]
+)
+# A disk of so many bytes is mounted where nobody else sees it.
+RUN_WITH_FULL_TMP = """
+mount -t tmpfs -o size=64k tmpfs /tmp && echo 'open("/tmp/x", "w").write("x" * 9999); print(6 * 7)' > /tmp/program.py
+cat /dev/zero > /tmp/filled; [ "$(df --output=avail /tmp | tail -1)" -eq 0 ] || exit 99
+exec "$1" -c 'import sys; from agentflow.cli import main; sys.exit(main(sys.argv[1:]))' \
+    sandbox run /tmp/program.py --backend "$2"
+"""
+TRAIN_ON_SMALL_DISK = """
+mount -t tmpfs -o size=128k tmpfs "$3" && exec "$1" -c '
+import json, sys
+from pathlib import Path
+from agentflow.cli import main
+from agentflow.runs import StoredRun
+backend, folder = sys.argv[1:]
+words = (
+    "run.tasks_per_iteration=2 run.group_size=2 evaluation.num_tasks=2 env.train_tasks=8 env.heldout_tasks=2 "
+    f"env.sandbox={backend} --env code --policy scripted --iterations 400 --out {folder}"
+)
+code = main(["train", *words.split()])
+run = StoredRun(next(Path(folder).glob("code--*")))
+found = [[t.raw_return for group in run.groups(i) for t in group.trajectories] for i in run.rollout_iterations()]
+print(json.dumps([code, found, len(run.metrics())]))
+' "$2" "$3"
+"""
+
+
+def run_apart(script: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a shell script in a mount namespace of its own."""
+    namespaces = ["--mount"] if os.getuid() == 0 else ["--mount", "--user", "--map-root-user"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = ["unshare", *namespaces, "sh", "-c", script, "sh", sys.executable, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
+
+
+@BACKENDS
+def test_program_runs_though_the_hosts_tmp_is_full(backend: str) -> None:
+    done = run_apart(RUN_WITH_FULL_TMP, backend)
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+    assert f"ok ({backend};" in done.stderr
+
+
+@BACKENDS
+def test_run_whose_folder_is_full_stops_and_what_it_wrote_is_read(backend: str, tmp_path: Path) -> None:
+    done = run_apart(TRAIN_ON_SMALL_DISK, backend, str(tmp_path))
+    code, returns, num_metrics = json.loads(done.stdout.splitlines()[-1])
+    assert code == 2
+    assert "is full. Free some space there. What was complete before is intact. Then: agentflow train" in done.stderr
+    assert len(returns) >= num_metrics - 1 > 1  # the first is of the evaluation at the start
+    assert {reward for iteration in returns for reward in iteration} == {1.0}
