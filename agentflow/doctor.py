@@ -20,6 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agentflow.environment import ENTRY_POINT_GROUP, load_environment
+from agentflow.errors import ConfigError
+from agentflow.policies.vllm.launch import server_python
+from agentflow.policies.vllm.servers import ServerConfig
 
 DISTRIBUTION = "agentflow-rl"
 DEFAULT_ENVIRONMENT = "websearch"
@@ -33,7 +36,6 @@ KEYS = {
 }
 """The environment variables that hold keys or addresses, and what each is for."""
 EXTRAS = {
-    "vllm": "fast sampling on a GPU",
     "deepspeed": "training over several GPUs",
     "tantivy": "search in corpora of millions of pages",
 }
@@ -84,6 +86,7 @@ def diagnose(folder: Path = Path(), environ: Mapping[str, str] = os.environ) -> 
     ]
     checks = [_probe(name, probe) for name, probe in probes]
     checks += [_environment(name) for name in _environment_names()]
+    checks += [_probe("vllm", _vllm)]
     checks += [_extra(name, purpose) for name, purpose in EXTRAS.items()]
     checks += [_program(name, purpose) for name, purpose in PROGRAMS.items()]
     return checks + [_key(name, purpose, environ) for name, purpose in KEYS.items()]
@@ -210,6 +213,14 @@ def _environment(name: str) -> Check:
         return Check(f"environment {name}", True, f"{environment.__module__}:{environment.__name__}")
 
     return replace(_probe(f"environment {name}", load), required=name == DEFAULT_ENVIRONMENT)
+
+
+def _vllm() -> Check:
+    try:
+        found = server_python(ServerConfig())
+    except ConfigError as error:
+        return Check("vllm", False, f"{error.problem} For --policy vllm.", error.remedy, required=False)
+    return Check("vllm", True, f"{found}: servers for --policy vllm", required=False)
 
 
 def _extra(name: str, purpose: str) -> Check:

@@ -160,6 +160,8 @@ class Trainer:
         with self._assembly.policy.updating():
             stats = self._update(iteration, samples, before) if samples else None
         update_s = time.monotonic() - started
+        # Groups that were collected meanwhile took the update's time as well.
+        sampling_s = batch.duration_s + (update_s if self.config.run.max_staleness else 0.0)
         self._source.updated(self._assembly.policy.version)
         scored = [trajectory for group in batch.groups for trajectory in group.scored]
         if scored:
@@ -177,7 +179,7 @@ class Trainer:
             "alarm": int(bool(alarm)),
             "time/rollout_s": batch.duration_s,
             "time/update_s": update_s,
-            "time/sampled_tokens_per_s": metrics["tokens/sampled"] / batch.duration_s,
+            "time/sampled_tokens_per_s": metrics["tokens/sampled"] / sampling_s,
         }
         return metrics, alarm
 
