@@ -19,8 +19,8 @@ from pydantic import Field
 
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config
-from agentflow.errors import RunAborted
-from agentflow.trajectory import Group, Task, Trajectory
+from agentflow.errors import BudgetFailure, RunAborted
+from agentflow.trajectory import Group, Status, Task, Trajectory
 
 _log = logging.getLogger(__name__)
 
@@ -113,12 +113,14 @@ class Collected:
         num_retried: Episodes that failed at first.
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
         duration_s: Wall seconds.
+        spent: Why no episode can be played any more, where a frozen model has used up its tokens; empty otherwise.
     """
 
     groups: tuple[Group, ...]
     num_retried: int
     num_unpunctual: int
     duration_s: float
+    spent: str = ""
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -183,13 +185,15 @@ class Rollout:
         played: list[Trajectory | None] = [None] * len(episodes)
         num_retried = 0
         num_done = 0
+        spent = ""
 
         async def work() -> None:
-            nonlocal num_retried, num_done
+            nonlocal num_retried, num_done, spent
             # No await between one episode's end and the next one's start: the gate must not see a gap.
             while queue:
                 index, episode = queue.popleft()
-                trajectory, attempts = await self._play(episode, gate)
+                trajectory, attempts = (_unplayed(episode, spent), 1) if spent else await self._play(episode, gate)
+                spent = spent or (trajectory.status.detail if _is_spent(trajectory) else "")
                 played[index] = trajectory
                 num_retried += attempts > 1
                 num_done += 1
@@ -199,11 +203,12 @@ class Rollout:
         await asyncio.gather(*(work() for _ in range(min(self._config.concurrency, len(episodes)))))
         trajectories = [trajectory for trajectory in played if trajectory is not None]
         assert len(trajectories) == len(episodes), "every episode ends in a trajectory"
-        self._check_failures(trajectories)
+        if not spent:
+            self._check_failures(trajectories)
         groups = tuple(
             Group(task, tuple(trajectories[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
         )
-        return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started)
+        return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started, spent)
 
     async def _play(self, episode: Episode, gate: Gate) -> tuple[Trajectory, int]:
         """Play an episode with its retries; the trajectory and the number of attempts."""
@@ -211,7 +216,7 @@ class Rollout:
             gate.acting(episode.id)
             trajectory = await self._agent.play(episode, gate)
             gate.away(episode.id)
-            if trajectory.status.kind != "failed":
+            if trajectory.status.kind != "failed" or _is_spent(trajectory):
                 break
             _log.warning("episode %s, attempt %d: %s", episode.id, attempt, trajectory.status)
         return trajectory, attempt
@@ -225,6 +230,15 @@ class Rollout:
             f"{len(failed)} of {len(trajectories)} episodes failed ({causes}); the first: {failed[0].detail}. "
             f"The run bears {self._config.max_failed_fraction:.0%} (rollout.max_failed_fraction)."
         )
+
+
+def _is_spent(trajectory: Trajectory) -> bool:
+    return (trajectory.status.kind, trajectory.status.reason) == ("failed", BudgetFailure.cause)
+
+
+def _unplayed(episode: Episode, spent: str) -> Trajectory:
+    status = Status("failed", BudgetFailure.cause, f"not played: {spent}")
+    return Trajectory(episode.id, episode.task.id, episode.seed, turns=(), status=status, success=None)
 
 
 def derive_seed(*parts: object) -> int:

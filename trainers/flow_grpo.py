@@ -50,6 +50,7 @@ class _Batch:
         num_retried: Episodes that failed at first.
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
         duration_s: Wall seconds of the rollouts.
+        spent: Why the run cannot go on, where a frozen model has used up its tokens; empty otherwise.
     """
 
     groups: tuple[Group, ...] = ()
@@ -59,6 +60,7 @@ class _Batch:
     num_retried: int = 0
     num_unpunctual: int = 0
     duration_s: float = 0.0
+    spent: str = ""
 
 
 class Trainer:
@@ -106,9 +108,16 @@ class Trainer:
         """Run every iteration that is left.
 
         Raises:
-            RunAborted: Too many episodes failed, or an armed alarm rang.
+            RunAborted: Too many episodes failed, an armed alarm rang, or a frozen model has used up its tokens.
             StorageError: The disk is full; the latest checkpoint stands.
         """
+        try:
+            self._train()
+        finally:
+            for line in self._assembly.frozen.report():
+                self._console.note(line)
+
+    def _train(self) -> None:
         config = self.config.run
         started = time.monotonic()
         if self._num_done == 0:
@@ -124,7 +133,7 @@ class Trainer:
                 metrics |= self._evaluate(iteration)
             self._log(metrics)
             if last or iteration % config.checkpoint_every == 0:
-                self._checkpoint(iteration)
+                self._checkpoint(iteration, self._state())
             self._heed(alarm)
             if out_of_time:
                 self._console.note(f"stopped after {config.max_minutes} minutes (run.max_minutes)")
@@ -133,8 +142,11 @@ class Trainer:
     def _iterate(self, iteration: int) -> tuple[dict[str, Any], str]:
         """Collect and learn once; the metrics, and the alarm's sentence if it rings."""
         progress = (iteration - 1) / self.config.run.iterations
+        before = self._state()
         batch = self._collect(iteration, progress)
         self._run.write_groups(iteration, batch.groups)
+        if batch.spent:
+            self._stop(before, batch.spent)
         samples = self._samples(batch, iteration)
         # The memory of sampling is not needed while gradients are.
         self._assembly.policy.forget()
@@ -168,7 +180,7 @@ class Trainer:
         batch = _Batch()
         for number in range(rounds):
             missing = config.tasks_per_iteration - len(batch.kept)
-            if missing == 0:
+            if missing == 0 or batch.spent:
                 break
             collected = self._assembly.rollout.run(
                 self._sampler.draw(missing),
@@ -199,6 +211,7 @@ class Trainer:
             num_retried=batch.num_retried + collected.num_retried,
             num_unpunctual=batch.num_unpunctual + collected.num_unpunctual,
             duration_s=batch.duration_s + collected.duration_s,
+            spent=collected.spent,
         )
 
     def _samples(self, batch: _Batch, iteration: int) -> list[Sample]:
@@ -233,15 +246,28 @@ class Trainer:
         }
 
     def _log(self, metrics: dict[str, Any]) -> None:
+        metrics |= self._assembly.frozen.metrics()
         self._run.log(metrics)
         self._console.iteration(metrics)
 
-    def _checkpoint(self, iteration: int) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "sampler": self._sampler.state_dict(),
             "shaper": self._shaper.state_dict(),
             "alarm": self._alarm.state_dict(),
         }
+
+    def _stop(self, before: dict[str, Any], spent: str) -> None:
+        """End the run at the last whole iteration, from which it can be resumed with a larger budget."""
+        latest = self._run.latest_checkpoint()
+        if self._num_done > (latest.iteration if latest else 0):
+            self._checkpoint(self._num_done, before)
+        raise RunAborted(
+            f"The run stops after {self._num_done} iterations: {spent} (in {self._run.path / 'config.yaml'}) and "
+            "continue with --resume."
+        )
+
+    def _checkpoint(self, iteration: int, state: dict[str, Any]) -> None:
         save_checkpoint(
             self._run,
             iteration,
@@ -269,6 +295,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
         run.write_file("agent.yaml", agent_card(config, assembly))
+        assembly.frozen.continue_from(run.path / "usage.jsonl")
         Trainer(config, assembly, run=run, console=console).train()
         return run.path
 
@@ -298,7 +325,9 @@ def resume(path: Path, console: Console) -> Path:
     """
     with Run.resume(path) as run:
         config = validate_options(TrainConfig, run.config, "config.yaml")
-        trainer = Trainer(config, assembled(config), run=run, console=console)
+        assembly = assembled(config)
+        assembly.frozen.continue_from(run.path / "usage.jsonl")
+        trainer = Trainer(config, assembly, run=run, console=console)
         trainer.restore()
         trainer.train()
         return run.path

@@ -9,7 +9,9 @@ from agentflow.agents.react import AgentConfig
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
+from agentflow.policies.frozen import RoleConfig
 from agentflow.rewards import ShapingConfig
+from agentflow.roles import PLANNER
 from agentflow.rollout import RolloutConfig
 from agentflow.trainers.algorithm import AlgorithmConfig, load_recipe
 from agentflow.trainers.learner import LearnerConfig
@@ -77,6 +79,9 @@ class TrainConfig(Config):
     env: EnvironmentConfig = Field(description="The environment and its options.")
     model: ModelConfig = Field(default=ModelConfig(), description="The model.")
     policy: PolicyConfig = Field(default=PolicyConfig(), description="Sampling.")
+    roles: dict[str, RoleConfig] = Field(
+        default_factory=dict, description="Frozen models by the names that environments and tools ask them by."
+    )
     agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="How episodes are collected.")
     rewards: ShapingConfig = Field(default=ShapingConfig(), description="What turns are paid for.")
@@ -94,6 +99,14 @@ class TrainConfig(Config):
                 f"run.group_size = {self.run.group_size} leaves nothing to compare a trajectory with.",
                 f"algorithm.baseline={self.algorithm.baseline} needs at least 2; reinforce++ needs none.",
             )
+        if PLANNER in self.roles:
+            raise ConfigError(
+                f"roles.{PLANNER} is the policy that is trained.",
+                "Describe it in model and policy, or rename the role.",
+            )
+        misnamed = [name for name in self.roles if not name.isidentifier()]
+        if misnamed:
+            raise ConfigError(f"{misnamed[0]!r} is no name of a role.", "Use letters, digits and underscores.")
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
         return self

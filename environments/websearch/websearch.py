@@ -86,7 +86,8 @@ class WebSearch(ToolEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._judge = None if self.options.judge is None else shared_judge(self.options.judge)
+        judge = self.options.judge
+        self._judge = None if judge is None else shared_judge(judge, roles=self.roles)
         if self._judge is not None:
             self.reward_terms = {**self.reward_terms, JUDGE_TERM: JUDGE_SENTENCE}  # type: ignore[misc]  # by option
         self.waits_outside = self.options.search.backend not in _IN_MEMORY or self._judge is not None

@@ -11,9 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from agentflow.errors import BackendFailure, ConfigError, CredentialError, ScoreFailure
+from agentflow.errors import BackendFailure, BudgetFailure, ConfigError, CredentialError, ScoreFailure
 from agentflow.messages import Message
-from agentflow.policies.openai import OPENAI_URL, ChatConfig, OpenAIChat, Usage
+from agentflow.policies.openai import OPENAI_URL, ChatConfig, OpenAIChat
+from agentflow.policies.usage import Usage
 from agentflow.remote import Retries
 from agentflow.tools.cache import ReplayCache
 from agentflow.tools.judge import Judge, JudgeConfig
@@ -137,9 +138,9 @@ async def test_the_token_budget_is_never_exceeded(model: Any) -> None:
     model.reply = lambda messages: "word " * 50
     chat = client(model, token_budget=300, max_tokens=50)
     found = await asyncio.gather(*(chat.complete(HELLO) for _ in range(20)), return_exceptions=True)
-    refused = [str(error) for error in found if isinstance(error, BackendFailure)]
+    refused = [str(error) for error in found if isinstance(error, BudgetFailure)]
     assert 0 < len(refused) < 20 and "budget of 300 tokens for m is used up" in refused[0]
-    while not isinstance((await asyncio.gather(chat.complete(HELLO), return_exceptions=True))[0], BackendFailure):
+    while not isinstance((await asyncio.gather(chat.complete(HELLO), return_exceptions=True))[0], BudgetFailure):
         assert chat.usage.total_tokens <= 300
     assert 200 < chat.usage.total_tokens <= 300
     assert len(model.bodies) == chat.usage.num_replies
