@@ -82,6 +82,11 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
         self.roles = roles
         self.options = validate_options(self.options_model, options, owner=type(self).__name__)
 
+    @classmethod
+    def terms_with(cls, options: BaseModel) -> Mapping[str, str]:
+        """Return the reward terms under validated options; override it where an option adds some."""
+        return cls.reward_terms
+
     @abstractmethod
     def tasks(self, split: Split) -> Sequence[Task]:
         """Return the tasks of a split, always in the same order."""

@@ -26,7 +26,7 @@ class Speaker:
         return Message("assistant", self._colour)
 
 
-class JudgedWords(_WORDS.Words):
+class JudgedWords(_WORDS.Words):  # type: ignore[misc]  # a file beside, loaded by its path
     """Words, graded by a frozen model."""
 
     waits_outside = True

@@ -1,6 +1,7 @@
 """Roles in whole runs: a policy that is trained, judged by a frozen model behind a real server on this machine."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from agentflow.roles import NO_ROLES
 from agentflow.runs import StoredRun
 from agentflow.trajectory import Task
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "roles.md"
 FILE = Path(__file__).parent / "judged_words.py"
 
 
@@ -136,6 +138,27 @@ def test_a_mistyped_role_is_an_error_before_anything_starts(
     assert main([*words, "roles.planner.model=m"]) == 2
     assert "roles.planner is the policy that is trained" in capsys.readouterr().err
     assert list(tmp_path.glob("*--*")) == [] and threaded_model.bodies == []
+
+
+def test_the_run_file_of_the_documents_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    file = tmp_path / "judged.yaml"
+    file.write_text(text)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
+    command = ["train", "--config", str(file), "--dry-run", "env.pages=300", "env.train_tasks=9"]
+    monkeypatch.chdir(tmp_path)  # the judge's cache is made here
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "gpt-5-mini" in shown and "sk-of-the-test" not in shown
+    assert main([*command, "env.judge.role=jugde"]) == 2
+    assert "Did you mean 'judge'" in capsys.readouterr().err
+    assert main([*command, "roles.judge.modle=m"]) == 2
+    assert "Did you mean 'roles.judge.model'" in capsys.readouterr().err
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert main(command) == 2
+    assert "export OPENAI_API_KEY" in capsys.readouterr().err
 
 
 def test_an_environment_without_roles_names_the_option() -> None:
