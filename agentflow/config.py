@@ -240,12 +240,26 @@ def _sentence(item: ErrorDetails, model: type[BaseModel], owner: str) -> str:
     path = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ").rstrip(".")
     if item["type"] == "extra_forbidden":
-        return f"{owner} has no option {path!r}. {suggest(path, option_names(model))}"
+        return f"{owner} has no option {path!r}. {suggest(path, _known_names(model, path.split('.')))}"
     if item["type"] == "missing":
         return f"{owner} needs a value for {path!r}."
     if not path:
         return f"{owner}: {message}."
     return f"{owner} option {path!r} = {_shown(item.get('input'))}: {message}."
+
+
+def _known_names(model: type[BaseModel], path: Sequence[str]) -> tuple[str, ...]:
+    """List the options of a model; where the path leads into a mapping of models, those of the entry it names."""
+    inside: type[BaseModel] | None = model
+    for depth, part in enumerate(path):
+        field = inside.model_fields.get(part) if inside is not None else None
+        if field is None:
+            break
+        entry = _nested_model(get_args(field.annotation)[-1]) if get_origin(field.annotation) is dict else None
+        if entry is not None:
+            return tuple(".".join([*path[: depth + 2], name]) for name in option_names(entry))
+        inside = _nested_model(field.annotation)
+    return option_names(model)
 
 
 def _describe(model: type[BaseModel], prefix: str, *, default: BaseModel | None) -> Iterator[Option]:

@@ -27,6 +27,7 @@ from agentflow.concurrency import call
 from agentflow.config import Config, suggest, validate_options
 from agentflow.errors import AgentFlowError, ConfigError, DataError
 from agentflow.messages import Message, ToolSchema
+from agentflow.roles import NO_ROLES, Roles
 from agentflow.spaces import AssistantMessage, Messages
 from agentflow.trajectory import Task
 
@@ -56,6 +57,7 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
     large and read-only (a corpus, an index) is built once and shared between instances.
 
     Args:
+        roles: The frozen models of the run, by name; only a run that names any passes them.
         **options: Validated against `options_model`.
 
     Raises:
@@ -76,8 +78,14 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
     observation_space = Messages()
     action_space = AssistantMessage()
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, roles: Roles = NO_ROLES, **options: Any) -> None:
+        self.roles = roles
         self.options = validate_options(self.options_model, options, owner=type(self).__name__)
+
+    @classmethod
+    def terms_with(cls, options: BaseModel) -> Mapping[str, str]:
+        """Return the reward terms under validated options; override it where an option adds some."""
+        return cls.reward_terms
 
     @abstractmethod
     def tasks(self, split: Split) -> Sequence[Task]:

@@ -13,8 +13,9 @@ AgentFlowError
 │   ├── ToolFailure           an exception in a tool that is not a ToolError
 │   ├── ScoreFailure          an exception in the score, or a score that is not a number
 │   ├── PolicyFailure         the policy or its server did not answer
-│   └── BackendFailure        a search engine, judge or other remote service stayed away after retries
-└── RunAborted                the share of failed trajectories, or an alarm, passed the threshold the user set
+│   ├── BackendFailure        a search engine, judge or other remote service stayed away after retries
+│   └── BudgetFailure         a frozen model has used up its tokens: never retried, the run stops
+└── RunAborted                the share of failed trajectories, an alarm or a budget passed the threshold the user set
 """
 
 from typing import ClassVar
@@ -98,5 +99,11 @@ class BackendFailure(EpisodeFailure):
     cause = "backend"
 
 
+class BudgetFailure(EpisodeFailure):
+    """A frozen model has used up the tokens that the run may spend on it."""
+
+    cause = "budget"
+
+
 class RunAborted(AgentFlowError):
-    """The run stopped itself: too many failed trajectories, or an alarm the user armed."""
+    """The run stopped itself: too many failed trajectories, a spent budget, or an alarm the user armed."""

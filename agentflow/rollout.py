@@ -19,8 +19,8 @@ from pydantic import Field
 
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config
-from agentflow.errors import RunAborted
-from agentflow.trajectory import Group, Task, Trajectory
+from agentflow.errors import BudgetFailure, RunAborted
+from agentflow.trajectory import Group, Status, Task, Trajectory
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class Collected:
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
         duration_s: Wall seconds.
         num_stale: Groups that were given up because the weights had moved on.
+        spent: Why no episode can be played any more, where a frozen model has used up its tokens; empty otherwise.
     """
 
     groups: tuple[Group, ...]
@@ -121,6 +122,7 @@ class Collected:
     num_unpunctual: int
     duration_s: float
     num_stale: int = 0
+    spent: str = ""
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
@@ -185,13 +187,15 @@ class Rollout:
         played: list[Trajectory | None] = [None] * len(episodes)
         num_retried = 0
         num_done = 0
+        spent = ""
 
         async def work() -> None:
-            nonlocal num_retried, num_done
+            nonlocal num_retried, num_done, spent
             # No await between one episode's end and the next one's start: the gate must not see a gap.
             while queue:
                 index, episode = queue.popleft()
-                trajectory, attempts = await self._play(episode, gate)
+                trajectory, attempts = (_unplayed(episode, spent), 1) if spent else await self._play(episode, gate)
+                spent = spent or (trajectory.status.detail if is_spent(trajectory) else "")
                 played[index] = trajectory
                 num_retried += attempts > 1
                 num_done += 1
@@ -201,11 +205,12 @@ class Rollout:
         await asyncio.gather(*(work() for _ in range(min(self._config.concurrency, len(episodes)))))
         trajectories = [trajectory for trajectory in played if trajectory is not None]
         assert len(trajectories) == len(episodes), "every episode ends in a trajectory"
-        self.check_failures(trajectories)
+        if not spent:
+            self.check_failures(trajectories)
         groups = tuple(
             Group(task, tuple(trajectories[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
         )
-        return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started)
+        return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started, spent=spent)
 
     async def play_group(
         self, task: Task, *, group_size: int, seed: int, label: str, slots: asyncio.Semaphore
@@ -240,7 +245,7 @@ class Rollout:
             gate.acting(episode.id)
             trajectory = await self._agent.play(episode, gate)
             gate.away(episode.id)
-            if trajectory.status.kind != "failed":
+            if trajectory.status.kind != "failed" or is_spent(trajectory):
                 break
             _log.warning("episode %s, attempt %d: %s", episode.id, attempt, trajectory.status)
         return trajectory, attempt
@@ -259,6 +264,16 @@ class Rollout:
             f"{len(failed)} of {len(trajectories)} episodes failed ({causes}); the first: {failed[0].detail}. "
             f"The run bears {self._config.max_failed_fraction:.0%} (rollout.max_failed_fraction)."
         )
+
+
+def is_spent(trajectory: Trajectory) -> bool:
+    """Say whether an episode failed because a frozen model has used up its tokens."""
+    return (trajectory.status.kind, trajectory.status.reason) == ("failed", BudgetFailure.cause)
+
+
+def _unplayed(episode: Episode, spent: str) -> Trajectory:
+    status = Status("failed", BudgetFailure.cause, f"not played: {spent}")
+    return Trajectory(episode.id, episode.task.id, episode.seed, turns=(), status=status, success=None)
 
 
 def derive_seed(*parts: object) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentflow.concurrency import BackgroundLoop
-from agentflow.rollout import Collected, Rollout
+from agentflow.rollout import Collected, Rollout, is_spent
 from agentflow.trajectory import Group, Task
 
 
@@ -111,12 +111,15 @@ class GroupStream:
             taken, self._done = self._done[:count], self._done[count:]
             num_stale, self._num_stale = self._num_stale, 0
         self._loop.call(self._begin)
+        groups = tuple(done.group for done in taken)
+        trajectories = (trajectory for group in groups for trajectory in group.trajectories)
         return Collected(
-            groups=tuple(done.group for done in taken),
+            groups=groups,
             num_retried=sum(done.num_retried for done in taken),
             num_unpunctual=0,
             duration_s=time.monotonic() - started,
             num_stale=num_stale,
+            spent=next((t.status.detail for t in trajectories if is_spent(t)), ""),
         )
 
     def updated(self, version: int) -> None:

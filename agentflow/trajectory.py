@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from agentflow.messages import Message, Reply
+from agentflow.roles import Exchange
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -105,6 +106,7 @@ class Trajectory:
         agent: The agent that acted.
         parent: The id of the trajectory that called this one; empty at the top.
         observation: What the environment said after the last turn.
+        exchanges: What frozen models were asked during the episode and said; for people, never trained on.
     """
 
     id: str
@@ -116,6 +118,7 @@ class Trajectory:
     agent: str = "policy"
     parent: str = ""
     observation: tuple[Message, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
 
     @property
     def raw_return(self) -> float | None:

@@ -9,13 +9,14 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agentflow.config import Config
 from agentflow.errors import BackendFailure, ScoreFailure
 from agentflow.messages import Message
+from agentflow.roles import TextModel
 from agentflow.tools.cache import ReplayCache
 from agentflow.tools.search import encodable
 from agentflow.trajectory import Task
@@ -45,18 +46,6 @@ class JudgeConfig(Config):
     cache_path: Path = Field(Path("judge-cache.sqlite"), description="File of the replay cache.")
 
 
-class Chat(Protocol):
-    """Whoever completes a conversation: `policies.openai.OpenAIChat`, or a fake."""
-
-    async def complete(self, messages: Sequence[Message]) -> str:
-        """Return the reply's text.
-
-        Raises:
-            BackendFailure: There is none.
-        """
-        ...
-
-
 class _Grade(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -75,7 +64,7 @@ class Judge:
     """
 
     def __init__(
-        self, chat: Chat | None, config: JudgeConfig, *, identity: str, cache: ReplayCache | None = None
+        self, chat: TextModel | None, config: JudgeConfig, *, identity: str, cache: ReplayCache | None = None
     ) -> None:
         assert chat is not None or cache is not None, "a judge asks a model or replays a cache"
         self.num_calls = 0

@@ -8,10 +8,12 @@ from agentflow.agents.scripted import Scripted
 from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError
 from agentflow.models import LoadedModel, load_model
+from agentflow.policies.frozen import FrozenModels
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policy import TrainablePolicy
 from agentflow.renderer import Renderer
+from agentflow.roles import NO_ROLES, Roles
 from agentflow.rollout import Rollout
 from agentflow.trainers.settings import EnvironmentConfig, TrainConfig
 
@@ -26,6 +28,7 @@ class Assembly:
         renderer: Messages to tokens and back.
         policy: Samples from the model.
         rollout: Collects episodes.
+        frozen: The models that other roles than the planner have.
     """
 
     make_environment: Callable[[], Environment]
@@ -33,16 +36,18 @@ class Assembly:
     renderer: Renderer
     policy: TrainablePolicy
     rollout: Rollout
+    frozen: FrozenModels
 
 
-def environment_factory(config: EnvironmentConfig) -> Callable[[], Environment]:
+def environment_factory(config: EnvironmentConfig, *, roles: Roles = NO_ROLES) -> Callable[[], Environment]:
     """Return what makes the configured environment; its options are validated when it is called.
 
     Raises:
         ConfigError: There is no such environment.
     """
     environment_class = load_environment(config.name)
-    options = config.options
+    # Environments with a constructor of their own need not know of roles unless a run names some.
+    options = {**config.options, "roles": roles} if roles else config.options
     return lambda: environment_class(**options)
 
 
@@ -56,7 +61,8 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     Raises:
         UserError: The environment, its options or the model cannot be used.
     """
-    make_environment = environment_factory(config.env)
+    frozen = FrozenModels(config.roles)
+    make_environment = environment_factory(config.env, roles=frozen.roles)
     environment = make_environment()
     loaded = loaded or load_model(config.model, env=config.env.name)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
@@ -78,7 +84,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
         config=config.agent,
         temperature=config.policy.temperature,
     )
-    return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout))
+    return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout), frozen)
 
 
 def sampling_policy(config: TrainConfig, loaded: LoadedModel, *, stop_ids: Sequence[int]) -> TrainablePolicy:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentflow.environment import Split, load_tasks
+from agentflow.errors import RunAborted
 from agentflow.metrics import mean, means_by_key, pass_at_k, success_interval
 from agentflow.rollout import Collected
 from agentflow.trainers.assembly import Assembly
@@ -65,9 +66,12 @@ def evaluate(
 
     Raises:
         DataError: The split has no tasks, or some that cannot be told apart.
+        RunAborted: Too many episodes failed, or a frozen model has used up its tokens.
     """
     tasks = load_tasks(assembly.make_environment(), split)[:num_tasks]
     collected = assembly.rollout.run(tasks, group_size=num_samples, seed=seed, label=label, progress=progress)
+    if collected.spent:
+        raise RunAborted(f"The evaluation was not finished: {collected.spent}.")
     return summarise(collected, split=split, num_samples=num_samples), collected
 
 

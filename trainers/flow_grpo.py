@@ -54,6 +54,7 @@ class _Batch:
         num_unpunctual: Decoding steps that went ahead without an episode still at work.
         num_stale: Groups that were given up because the weights had moved on.
         duration_s: Wall seconds of the rollouts.
+        spent: Why the run cannot go on, where a frozen model has used up its tokens; empty otherwise.
     """
 
     groups: tuple[Group, ...] = ()
@@ -64,6 +65,7 @@ class _Batch:
     num_unpunctual: int = 0
     num_stale: int = 0
     duration_s: float = 0.0
+    spent: str = ""
 
 
 class Trainer:
@@ -115,9 +117,16 @@ class Trainer:
         """Run every iteration that is left.
 
         Raises:
-            RunAborted: Too many episodes failed, or an armed alarm rang.
+            RunAborted: Too many episodes failed, an armed alarm rang, or a frozen model has used up its tokens.
             StorageError: The disk is full; the latest checkpoint stands.
         """
+        try:
+            self._train()
+        finally:
+            for line in self._assembly.frozen.report():
+                self._console.note(line)
+
+    def _train(self) -> None:
         if self._num_done == 0:
             self._log({"iteration": 0, **self._evaluate(0)})
         self._source.start(self._assembly.policy.version)
@@ -154,6 +163,8 @@ class Trainer:
         before = self._state()
         batch = self._collect(iteration, progress)
         self._run.write_groups(iteration, batch.groups)
+        if batch.spent:
+            self._stop(before, batch.spent)
         samples = self._samples(batch, iteration)
         version = self._assembly.policy.version
         started = time.monotonic()
@@ -209,7 +220,7 @@ class Trainer:
         batch = _Batch()
         for number in range(rounds):
             missing = config.tasks_per_iteration - len(batch.kept)
-            if missing == 0:
+            if missing == 0 or batch.spent:
                 break
             collected = self._source.draw(
                 missing,
@@ -239,6 +250,7 @@ class Trainer:
             num_unpunctual=batch.num_unpunctual + collected.num_unpunctual,
             num_stale=batch.num_stale + collected.num_stale,
             duration_s=batch.duration_s + collected.duration_s,
+            spent=collected.spent,
         )
 
     def _samples(self, batch: _Batch, iteration: int) -> list[Sample]:
@@ -273,6 +285,7 @@ class Trainer:
         }
 
     def _log(self, metrics: dict[str, Any]) -> None:
+        metrics |= self._assembly.frozen.metrics()
         self._run.log(metrics)
         self._console.iteration(metrics)
 
@@ -282,6 +295,16 @@ class Trainer:
             "shaper": self._shaper.state_dict(),
             "alarm": self._alarm.state_dict(),
         }
+
+    def _stop(self, before: dict[str, Any], spent: str) -> None:
+        """End the run at the last whole iteration, from which it can be resumed with a larger budget."""
+        latest = self._run.latest_checkpoint()
+        if self._num_done > (latest.iteration if latest else 0):
+            self._checkpoint(self._num_done, before)
+        raise RunAborted(
+            f"The run stops after {self._num_done} iterations: {spent} (in {self._run.path / 'config.yaml'}) and "
+            "continue with --resume."
+        )
 
     def _checkpoint(self, iteration: int, state: dict[str, Any]) -> None:
         save_checkpoint(
@@ -311,6 +334,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
         run.write_file("agent.yaml", agent_card(config, assembly))
+        assembly.frozen.continue_from(run.path / "usage.jsonl")
         with assembly.policy.serving(run.path):
             Trainer(config, assembly, run=run, console=console).train()
         return run.path
@@ -342,6 +366,7 @@ def resume(path: Path, console: Console) -> Path:
     with Run.resume(path) as run:
         config = validate_options(TrainConfig, run.config, "config.yaml")
         assembly = assembled(config)
+        assembly.frozen.continue_from(run.path / "usage.jsonl")
         trainer = Trainer(config, assembly, run=run, console=console)
         trainer.restore()
         with assembly.policy.serving(run.path):

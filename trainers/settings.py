@@ -9,8 +9,10 @@ from agentflow.agents.react import AgentConfig
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
+from agentflow.policies.frozen import RoleConfig
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
+from agentflow.roles import PLANNER
 from agentflow.rollout import RolloutConfig
 from agentflow.trainers.algorithm import AlgorithmConfig, load_recipe
 from agentflow.trainers.drift import MismatchConfig
@@ -90,6 +92,9 @@ class TrainConfig(Config):
     env: EnvironmentConfig = Field(description="The environment and its options.")
     model: ModelConfig = Field(default=ModelConfig(), description="The model.")
     policy: PolicyConfig = Field(default=PolicyConfig(), description="Sampling.")
+    roles: dict[str, RoleConfig] = Field(
+        default_factory=dict, description="Frozen models by the names that environments and tools ask them by."
+    )
     agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="How episodes are collected.")
     rewards: ShapingConfig = Field(default=ShapingConfig(), description="What turns are paid for.")
@@ -118,6 +123,14 @@ class TrainConfig(Config):
                 "model.lora_rank cannot be combined with policy.backend=vllm.", "Use policy.backend=transformers."
             )
         self._check_staleness()
+        if PLANNER in self.roles:
+            raise ConfigError(
+                f"roles.{PLANNER} is the policy that is trained.",
+                "Describe it in model and policy, or rename the role.",
+            )
+        misnamed = [name for name in self.roles if not name.isidentifier()]
+        if misnamed:
+            raise ConfigError(f"{misnamed[0]!r} is no name of a role.", "Use letters, digits and underscores.")
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
         return self

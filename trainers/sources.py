@@ -119,7 +119,8 @@ class StreamSource:
     def draw(self, count: int, *, label: str, progress: Progress) -> Collected:
         """Take groups that are complete; see `GroupSource`. Their labels are their own."""
         collected = self._stream.take(count, progress=progress)
-        self._rollout.check_failures(collected.trajectories)
+        if not collected.spent:
+            self._rollout.check_failures(collected.trajectories)
         return collected
 
     def start(self, version: int) -> None:

@@ -22,6 +22,7 @@ from agentflow.errors import EnvironmentFailure, EpisodeFailure
 from agentflow.messages import Message, Reply
 from agentflow.policy import BatchingPolicy, Policy, Sampling
 from agentflow.renderer import Renderer
+from agentflow.roles import Exchange, recorded_exchanges
 from agentflow.rollout import Episode, Gate, derive_seed
 from agentflow.trajectory import Completion, Status, Trajectory, Turn
 
@@ -107,7 +108,11 @@ class ReAct:
 
     async def play(self, episode: Episode, gate: Gate) -> Trajectory:
         """Play one episode; see `rollout.Agent`."""
-        transcript = Transcript(episode, gate)
+        with recorded_exchanges() as exchanges:
+            return await self._play(Transcript(episode, gate), exchanges)
+
+    async def _play(self, transcript: Transcript, exchanges: list[Exchange]) -> Trajectory:
+        episode = transcript.episode
         try:
             await self._reset(transcript)
             while transcript.status is None:
@@ -130,6 +135,7 @@ class ReAct:
             status=transcript.status,
             success=None if transcript.status.kind == "failed" else transcript.success,
             observation=transcript.observation,
+            exchanges=tuple(exchanges),
         )
 
     async def _reset(self, transcript: Transcript) -> None:

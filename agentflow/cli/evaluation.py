@@ -22,7 +22,7 @@ from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 
 _OPTIONS = "--env --tasks --samples --split --seed --json".split()
-_SECTIONS = ("env", "model", "policy", "agent", "rollout")
+_SECTIONS = ("env", "model", "policy", "roles", "agent", "rollout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,12 @@ def evaluate(target: str, request: Request, *, env: str | None, words: Sequence[
             progress=lambda done, total: console.progress(done, total, "evaluation"),
         )
     if as_json:
-        print_json({"target": target, "env": config.env.name, "seed": request.seed, **asdict(found)})
+        costs = parts.frozen.metrics()
+        print_json({"target": target, "env": config.env.name, "seed": request.seed, **asdict(found), **costs})
     else:
         _print_evaluation(found)
+        for line in parts.frozen.report():
+            print(line)
 
 
 def evaluation_config(target: str, *, env: str | None, words: Sequence[str]) -> TrainConfig:

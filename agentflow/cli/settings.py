@@ -60,8 +60,8 @@ def train_config(given: Given) -> TrainConfig:
     }
     config = validate_options(TrainConfig, values, "The configuration")
     environment = load_environment(config.env.name)
-    validate_options(environment.options_model, config.env.options, owner=f"env ({environment.__name__})")
-    config.rewards.validate_terms(environment.reward_terms)
+    options = validate_options(environment.options_model, config.env.options, owner=f"env ({environment.__name__})")
+    config.rewards.validate_terms(environment.terms_with(options))
     check_shaping(config.rewards, config.algorithm)
     if config.policy.backend == "scripted" and "temperature" in section(chosen, "policy"):
         raise ConfigError("policy.temperature does nothing: the scripted expert samples nothing.", "Leave it out.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from agentflow.messages import Message
+from agentflow.roles import Exchange
 from agentflow.trajectory import Group, Task, Trajectory, Turn
 
 Decode: TypeAlias = Callable[[int], str]
@@ -91,6 +92,7 @@ class TrajectoryView:
         raw_return: The sum of the rewards; None if it failed.
         turns: Its turns.
         observation: What the environment said last.
+        exchanges: What frozen models were asked and said, each under its role.
     """
 
     title: str
@@ -102,6 +104,7 @@ class TrajectoryView:
     raw_return: float | None
     turns: tuple[TurnView, ...]
     observation: tuple[SpeechView, ...]
+    exchanges: tuple[tuple[str, tuple[SpeechView, ...]], ...]
 
 
 def pick(groups: Iterable[Group], *, num_each: int = 2) -> list[tuple[str, Task, Trajectory]]:
@@ -135,6 +138,7 @@ def view_trajectory(title: str, task: Task, trajectory: Trajectory, *, decode: D
         raw_return=trajectory.raw_return,
         turns=tuple(_view_turn(number, turn, decode) for number, turn in enumerate(trajectory.turns, 1)),
         observation=tuple(map(_view_message, trajectory.observation)),
+        exchanges=tuple(map(_view_exchange, trajectory.exchanges)),
     )
 
 
@@ -171,6 +175,11 @@ def _view_turn(number: int, turn: Turn, decode: Decode) -> TurnView:
         ended=completion.finish_reason,
         duration_s=turn.duration_s,
     )
+
+
+def _view_exchange(exchange: Exchange) -> tuple[str, tuple[SpeechView, ...]]:
+    said = (*exchange.messages, Message("assistant", exchange.reply))
+    return exchange.role, tuple(map(_view_message, said))
 
 
 def _view_message(message: Message) -> SpeechView:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from agentflow.answers import exact_match, length_aware_bleu, token_f1
 from agentflow.config import Config
@@ -86,11 +86,17 @@ class WebSearch(ToolEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._judge = None if self.options.judge is None else shared_judge(self.options.judge)
-        if self._judge is not None:
-            self.reward_terms = {**self.reward_terms, JUDGE_TERM: JUDGE_SENTENCE}  # type: ignore[misc]  # by option
+        judge = self.options.judge
+        self._judge = None if judge is None else shared_judge(judge, roles=self.roles)
+        self.reward_terms = self.terms_with(self.options)  # type: ignore[misc]  # by option
         self.waits_outside = self.options.search.backend not in _IN_MEMORY or self._judge is not None
         self._backend = _shared_backend(self.options.search, self.options.seed, self.options.pages)
+
+    @classmethod
+    def terms_with(cls, options: BaseModel) -> Mapping[str, str]:
+        """Return the reward terms: a judge adds one."""
+        judged = isinstance(options, WebSearchOptions) and options.judge is not None
+        return {**cls.reward_terms, JUDGE_TERM: JUDGE_SENTENCE} if judged else cls.reward_terms
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """Return the questions of a split."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,15 +114,35 @@ async def site() -> AsyncIterator[Site]:
         yield served
 
 
-@pytest.fixture
-async def model() -> AsyncIterator[ModelServer]:
-    """A model's server on this machine."""
+@asynccontextmanager
+async def _serving() -> AsyncIterator[ModelServer]:
     served = ModelServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", served.complete)
     async with TestServer(app) as server:
         served.url = str(server.make_url("/v1"))
         yield served
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ModelServer]:
+    """A model's server on this machine."""
+    async with _serving() as served:
+        yield served
+
+
+@pytest.fixture
+def threaded_model() -> Iterator[ModelServer]:
+    """A model's server with a thread and an event loop of its own, for whoever runs loops of theirs."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    serving = _serving()
+    yield asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from agentflow.errors import BackendFailure, ConfigError, CredentialError, ScoreFailure
+from agentflow.errors import BackendFailure, BudgetFailure, ConfigError, CredentialError, ScoreFailure
 from agentflow.messages import Message
-from agentflow.policies.openai import OPENAI_URL, ChatConfig, OpenAIChat, Usage
+from agentflow.policies.openai import OPENAI_URL, ChatConfig, OpenAIChat
+from agentflow.policies.usage import Prices, Usage
 from agentflow.remote import Retries
 from agentflow.tools.cache import ReplayCache
 from agentflow.tools.judge import Judge, JudgeConfig
@@ -148,12 +149,83 @@ async def test_the_token_budget_is_never_exceeded(model: Any) -> None:
     model.reply = lambda messages: "word " * 50
     chat = client(model, token_budget=300, max_tokens=50)
     found = await asyncio.gather(*(chat.complete(HELLO) for _ in range(20)), return_exceptions=True)
-    refused = [str(error) for error in found if isinstance(error, BackendFailure)]
+    refused = [str(error) for error in found if isinstance(error, BudgetFailure)]
     assert 0 < len(refused) < 20 and "budget of 300 tokens for m is used up" in refused[0]
-    while not isinstance((await asyncio.gather(chat.complete(HELLO), return_exceptions=True))[0], BackendFailure):
+    while not isinstance((await asyncio.gather(chat.complete(HELLO), return_exceptions=True))[0], BudgetFailure):
         assert chat.usage.total_tokens <= 300
     assert 200 < chat.usage.total_tokens <= 300
     assert len(model.bodies) == chat.usage.num_replies
+
+
+async def test_requests_under_way_are_waited_for_before_a_budget_counts_as_spent(model: Any) -> None:
+    model.delay_s = 0.02
+    chat = client(model, token_budget=300, max_tokens=200)
+    assert await asyncio.gather(*(chat.complete(HELLO) for _ in range(8))) == ["ok"] * 8
+    assert model.most_at_once == 1 and chat.usage.total_tokens == 8 * 6
+
+
+async def test_so_many_tokens_are_used_in_a_minute(model: Any) -> None:
+    model.reply = lambda messages: "word " * 45
+    chat = client(model, tokens_per_minute=12_000, max_tokens=50)
+    started = time.monotonic()
+    for _ in range(5):
+        await chat.complete(HELLO)
+    # 50 tokens each, of which the last ones are paid for by whoever comes next.
+    assert 4 * 50 / 200 <= time.monotonic() - started < 4 * 87 / 200 + 1
+
+
+async def test_a_pause_that_is_asked_for_holds_everybody_back(model: Any, answer: Any) -> None:
+    model.failures = [answer("slow", status=429, headers={"Retry-After": "0.3"})]
+    chat = client(model)
+    first = asyncio.ensure_future(chat.complete(HELLO))
+    while not model.bodies:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    assert await chat.complete(HELLO) == "ok" and time.monotonic() - started >= 0.2
+    assert await first == "ok"
+
+
+async def test_a_longer_pause_than_one_waits_for_is_a_failure_at_once(model: Any, answer: Any) -> None:
+    model.failures = [answer("tomorrow", status=429, headers={"Retry-After": "86400"})]
+    started = time.monotonic()
+    with pytest.raises(BackendFailure, match="gave up at attempt 1: HTTP 429 tomorrow"):
+        await client(model).complete(HELLO)
+    assert time.monotonic() - started < 1 and len(model.bodies) == 1
+
+
+WHOLE = json.dumps({"choices": [{"message": {"content": "whole"}}]})
+
+
+async def test_a_body_that_was_cut_short_is_asked_for_again(site: Any, answer: Any) -> None:
+    broken = answer(WHOLE, headers={"Content-Length": "500"})
+    site.on("/v1/chat/completions", answer(WHOLE[:20]), broken, answer(WHOLE))
+    chat = OpenAIChat(
+        ChatConfig(model="m", base_url=f"{site.url}/v1", key_variable="", retries=FAST, timeout_s=1), environ={}
+    )
+    assert await chat.complete(HELLO) == "whole"
+    assert len(site.asked) == 3 and chat.usage.num_replies == 1
+
+
+LIES: list[Any] = [-5, "many", 1.5, True, float("inf"), 0, [7]]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+async def test_a_count_that_cannot_be_true_is_replaced_by_the_bytes(site: Any, answer: Any, lie: Any) -> None:
+    told = {"prompt_tokens": lie, "completion_tokens": lie, "prompt_tokens_details": {"cached_tokens": 99}}
+    site.on("/v1/chat/completions", answer({"choices": [{"message": {"content": "four"}}], "usage": told}))
+    chat = OpenAIChat(ChatConfig(model="m", base_url=f"{site.url}/v1", key_variable=""), environ={})
+    await chat.complete(HELLO)
+    assert chat.usage == Usage(1, prompt_tokens=len("be briefsay hello now"), completion_tokens=4)
+
+
+async def test_cached_tokens_have_their_own_price(site: Any, answer: Any) -> None:
+    told = {"prompt_tokens": 1000, "completion_tokens": 100, "prompt_tokens_details": {"cached_tokens": 600}}
+    site.on("/v1/chat/completions", answer({"choices": [{"message": {"content": "four"}}], "usage": told}))
+    chat = OpenAIChat(ChatConfig(model="m", base_url=f"{site.url}/v1", key_variable=""), environ={})
+    await chat.complete(HELLO)
+    assert chat.usage.cost(Prices(input=2, output=8, cached=0.5)) == pytest.approx((400 * 2 + 600 * 0.5 + 800) / 1e6)
+    assert chat.usage.cost(Prices(input=2, output=8)) == pytest.approx((1000 * 2 + 800) / 1e6)
 
 
 async def test_a_failed_request_gives_its_reserved_tokens_back(model: Any, answer: Any) -> None:

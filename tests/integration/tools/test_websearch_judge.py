@@ -10,6 +10,7 @@ from agentflow.environments.judging import JudgeOptions, make_judge
 from agentflow.environments.websearch.websearch import WebSearch
 from agentflow.errors import CredentialError, DataError, ScoreFailure
 from agentflow.messages import Message
+from agentflow.policies.openai import ChatConfig
 
 SMALL: dict[str, Any] = {"seed": 5, "pages": 300, "train_tasks": 20, "heldout_tasks": 8}
 
@@ -54,5 +55,5 @@ def test_a_missing_key_or_recording_fails_at_once(tmp_path: Path) -> None:
 
 def test_the_identity_tells_models_apart_and_holds_no_password() -> None:
     models = [{"model": "a"}, {"model": "b"}, {"model": "a", "base_url": "http://me:secret@host/v1"}]
-    identities = {JudgeOptions.model_validate({"model": model}).identity for model in models}
+    identities = {ChatConfig.model_validate(model).identity for model in models}
     assert len(identities) == 3 and "secret" not in "".join(identities)

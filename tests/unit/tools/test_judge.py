@@ -25,6 +25,8 @@ class Scripted:
         self.delay_s = delay_s
         self.conversations: list[list[Message]] = []
 
+    identity = "scripted"
+
     async def complete(self, messages: Sequence[Message]) -> str:
         self.conversations.append(list(messages))
         await asyncio.sleep(self.delay_s)
