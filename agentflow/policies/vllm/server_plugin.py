@@ -7,6 +7,7 @@ these two modules alone. Written against vLLM 0.32.
 
 import mmap
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -40,12 +41,14 @@ def register() -> None:
         _custom_ops._supports_onednn = False
     lifeline = os.environ.pop(_LIFELINE, "")
     if lifeline:
-        threading.Thread(target=_end_with_owner, args=(int(lifeline),), daemon=True).start()
+        descriptor, _, folder = lifeline.partition(" ")
+        threading.Thread(target=_end_with_owner, args=(int(descriptor), folder), daemon=True).start()
 
 
-def _end_with_owner(lifeline: int) -> None:
-    """Wait until whoever started this server is gone, however it went, and end every process of the server."""
+def _end_with_owner(lifeline: int, folder: str) -> None:
+    """Wait until whoever started this server is gone, however it went; leave no folder and no process of the server."""
     os.read(lifeline, 1)
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

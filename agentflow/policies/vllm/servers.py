@@ -229,7 +229,7 @@ class _Process:
                     env={
                         **passed_on(),
                         "PYTHONPATH": str(self._folder),
-                        "AGENTFLOW_LIFELINE": str(theirs),
+                        "AGENTFLOW_LIFELINE": f"{theirs} {self._folder}",
                         **launch.environment,
                     },
                     stdin=subprocess.DEVNULL,
