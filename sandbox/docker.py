@@ -125,7 +125,7 @@ class DockerSandbox:
             raise LauncherBroken(self._engine.explain(error, threading.Event())) from None
 
     def _close(self) -> None:
-        for launcher in self._launchers:
+        for launcher in list(self._launchers):
             launcher.close()
         try:
             self._pool.close()

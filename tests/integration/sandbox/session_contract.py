@@ -123,6 +123,18 @@ def test_memory_of_all_cells_together_is_bounded(sandbox: Sandbox, metering: str
     assert "memory" in in_session(sandbox, work)
 
 
+def test_process_that_works_on_between_cells_is_bounded(sandbox: Sandbox, num_left: Callable[[], int]) -> None:
+    async def work(session: Session) -> Result:
+        await session.exec("import threading\ndef burn():\n  while True: pass\nthreading.Thread(target=burn).start()")
+        deadline = time.monotonic() + 60
+        while num_left() and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        return await session.exec("1")
+
+    result = in_session(sandbox, work)
+    assert (result.status, result.detail) == ("refused", "the session is over: it used too much between its cells")
+
+
 @pytest.mark.parametrize(
     "packet",
     [

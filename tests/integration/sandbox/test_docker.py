@@ -17,7 +17,7 @@ from agentflow.errors import ConfigError
 from agentflow.sandbox import docker as backend
 from agentflow.sandbox.attacks.base import Verdict
 from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
-from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable
+from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session
 from agentflow.sandbox.docker import DockerSandbox, build_image, gc, is_dead, owner_mark
 from agentflow.sandbox.engine import connect
 from agentflow.sandbox.image import DEFAULT_IMAGE
@@ -26,6 +26,7 @@ from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS, run
 from tests.integration.sandbox.session_contract import *  # noqa: F403
+from tests.integration.sandbox.session_contract import in_session
 
 pytestmark = pytest.mark.usefixtures("engine")
 RUN = f"contract-{os.getpid()}"
@@ -95,13 +96,19 @@ def test_program_that_speaks_like_the_first_process_is_not_believed(sandbox: Sha
     assert (result.status, result.exit_code, result.stderr.num_bytes) == ("nonzero_exit", 3, 255)
 
 
+REACHING = (
+    "import os, signal\nfor n in (2, 9, 15, 17, 19): os.kill(1, n)\n"
+    "for name in ('mem', 'environ', 'fd/0', 'fd/1', 'fd/2', 'maps'):\n"
+    "  try: open('/proc/1/' + name, 'r+b').read(1); print('reached', name)\n  except OSError: pass\nprint('done')"
+)
+
+
 def test_first_process_can_be_neither_read_nor_written_nor_signalled(sandbox: SharedSandbox) -> None:
-    code = (
-        "import os, signal\nfor n in (2, 9, 15, 17, 19): os.kill(1, n)\n"
-        "for name in ('mem', 'environ', 'fd/2', 'maps'):\n"
-        "  try: open('/proc/1/' + name, 'r+b').read(1); print('reached', name)\n  except OSError: pass\nprint('done')"
-    )
-    assert run(sandbox, code).stdout.text == "done\n"
+    async def work(session: Session) -> list[str]:
+        return [(await session.exec(cell)).stdout.text for cell in (REACHING, "print('next')")]
+
+    assert run(sandbox, REACHING).stdout.text == "done\n"
+    assert in_session(sandbox, work) == ["done\n", "next\n"]
 
 
 def test_work_space_counts_as_memory(sandbox: SharedSandbox) -> None:
