@@ -33,6 +33,12 @@ def start(out: Path, *words: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *SMALL, f"run.out={out}", *words], start_new_session=True)
 
 
+def listening(owner: int) -> int:
+    """Return the process of the server that listens."""
+    pids = [pid for pid in tree_usage(owner).pids if b"--uds=" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return min(pids)
+
+
 def until_iteration(number: int, out: Path, run: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 240
     while not any(row["iteration"] >= number for row in rows(out)):
@@ -44,14 +50,10 @@ def until_iteration(number: int, out: Path, run: "subprocess.Popen[bytes]") -> N
 def check_whole(run: Path) -> None:
     """See that every iteration is there once, with no trajectory twice and no reward that nobody gave."""
     assert [row["iteration"] for row in rows(run.parent)] == [0, 1, 2, 3, 4, 5]
-    seen: set[str] = set()
-    for file in sorted((run / "rollouts").iterdir()):
-        for group in read_groups(file):
-            for trajectory in group.trajectories:
-                assert trajectory.id not in seen, "a trajectory is counted twice"
-                seen.add(trajectory.id)
-                if trajectory.status.kind == "failed":
-                    assert trajectory.raw_return is None
+    groups = [group for file in sorted((run / "rollouts").iterdir()) for group in read_groups(file)]
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    assert len({trajectory.id for trajectory in trajectories}) == len(trajectories), "none is counted twice"
+    assert all(t.raw_return is None for t in trajectories if t.status.kind == "failed")
     for row in rows(run.parent)[1:]:
         assert row["mismatch/mean_abs_logprob"] is None or row["mismatch/mean_abs_logprob"] < 1e-4
 
@@ -75,9 +77,7 @@ def test_a_server_that_is_killed_again_and_again_leaves_no_trace_in_the_results(
     with start(tmp_path, *ASYNCHRONOUS) as run:
         for number in (1, 3):
             until_iteration(number, tmp_path, run)
-            for pid in sorted(tree_usage(run.pid).pids)[1:]:
-                if b"api_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.killpg(pid, signal.SIGKILL)
+            os.killpg(listening(run.pid), signal.SIGKILL)
         assert run.wait(timeout=400) == 0
     (folder,) = tmp_path.iterdir()
     check_whole(folder)
