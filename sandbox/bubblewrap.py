@@ -91,8 +91,8 @@ class BubblewrapSandbox:
 
     def _run(self, program: Program, limits: Limits, *, slot: int, stop: threading.Event) -> Result:
         with ExitStack() as files:
-            figures = files.enter_context(FigureFile())
             try:
+                figures = files.enter_context(FigureFile())
                 group = self._group(slot)
                 process = self._start(program, limits, slot=slot, files=files, figures=figures.descriptor)
                 meter = self._join(group, process.popen.pid, limits=limits)

@@ -33,8 +33,12 @@ class FigureFile:
         self._own = os.memfd_create("figures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._own, MAX_WRITTEN_BYTES)
         fcntl.fcntl(self._own, fcntl.F_ADD_SEALS, _SEALS)
-        # Opened anew: flags that the program's side sets (O_APPEND) must not hold for this side.
-        self.descriptor = os.open(f"/proc/self/fd/{self._own}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # Opened anew: flags that the program's side sets (O_APPEND) must not hold for this side.
+            self.descriptor = os.open(f"/proc/self/fd/{self._own}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._own)
+            raise
 
     def take(self) -> bytes:
         """Return what was written, nothing for no figure, and be empty again."""

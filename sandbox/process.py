@@ -158,17 +158,15 @@ class _Execution:
 
     async def run(self, program: Program) -> Result:
         """Run it to its end."""
-        with FigureFile() as figures:
-            result = await self._run(program, figures)
-            return with_figures(result, figures.take())
-
-    async def _run(self, program: Program, figures: FigureFile) -> Result:
         kept = [Kept(self._limits.output_kb << 10) for _ in range(2)]
+        plots = b""
         try:
             with ExitStack() as opened:
                 streams = [opened.enter_context(Pipe(each, lambda: self.end("output_limit"))) for each in kept]
+                figures = opened.enter_context(FigureFile())
                 await self._start(program, *streams, figures=figures)
                 event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
+                plots = figures.take()
         except TimeoutError:
             event = {"broken": "the zygote does not answer"}
             self._launcher.close()
@@ -177,7 +175,7 @@ class _Execution:
         stdout, stderr = (each.output() for each in kept)
         status, detail = _status(event, self._limits, last_line=stderr.last_line)
         code = os.waitstatus_to_exitcode(int(event.get("status", 0)))
-        return Result(
+        result = Result(
             status,
             exit_code=code if status in ("ok", "nonzero_exit") else None,
             signal=-code if status == "signal" else None,
@@ -188,6 +186,7 @@ class _Execution:
             backend=ProcessSandbox.name,
             enforced=self._slot.enforced,
         )
+        return with_figures(result, plots)
 
     async def _start(self, program: Program, stdout: Pipe, stderr: Pipe, *, figures: FigureFile) -> None:
         told = {

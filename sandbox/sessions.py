@@ -83,7 +83,10 @@ async def open_session(
     Raises:
         SandboxFailure: It did not start.
     """
-    family = _Family(launcher, limits, backend=backend, layers=layers)
+    try:
+        family = _Family(launcher, limits, backend=backend, layers=layers)
+    except OSError as error:
+        raise SandboxFailure(f"a session of the {backend} sandbox did not start: {error}") from None
     try:
         channel = await family.start()
         return await _Branch.greeted(family, channel, turn=turn)
