@@ -44,9 +44,11 @@ def enter(user: int | None) -> None:
         OSError: The kernel does not allow it.
     """
     # Queues and shared segments are those of all programs of a zygote: the system-call filter denies them altogether.
+    # So is the network until a program has used it (`zygote.Network`): a new one for each costs a third more.
     namespaces.unshare(namespaces.OF_A_ZYGOTE | (0 if user else namespaces.NEW_USER))
     if user is None:
         _become_nobody()
+    namespaces.loopback_up()
     namespaces.make_private()
     namespaces.mount(
         "tmpfs", _BUILT_AT, flags=namespaces.NO_SETUID | namespaces.NO_DEVICES, options="size=1m,mode=0755"

@@ -103,7 +103,8 @@ def _build_place(start: Start) -> None:
     namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=options)
     os.chdir(WORK)
     socket.sethostname("sandbox")
-    namespaces.loopback_up()
+    if spec["has_network"]:
+        namespaces.loopback_up()
     os.setsid()
     namespaces.drop_capabilities()
     namespaces.install_filter(start.steps)

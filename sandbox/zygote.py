@@ -78,6 +78,26 @@ class Child:
     due_at: float = 0.0
 
 
+class Network:
+    """Sees whether anything was ever sent in this process's network, or tried: all that a program can leave there."""
+
+    _COUNTERS = ("dev", "snmp", "snmp6", "netstat")
+
+    def __init__(self) -> None:
+        names = [f"/proc/self/net/{name}" for name in self._COUNTERS]
+        self._files = [os.open(name, os.O_RDONLY | os.O_CLOEXEC) for name in names if os.path.exists(name)]
+        self._is_used = False
+        self._unused = self._read()
+
+    def is_used(self) -> bool:
+        """Say whether a program has left traces; once it has, the answer stays."""
+        self._is_used = self._is_used or self._read() != self._unused
+        return self._is_used
+
+    def _read(self) -> list[bytes]:
+        return [os.pread(file, _PACKET_BYTES, 0) for file in self._files]
+
+
 class Zygote:
     """Fork executions on demand and tell how they ended.
 
@@ -92,6 +112,7 @@ class Zygote:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._steps = bpf_filter()
+        self._network = Network()
         with open("/proc/self/status") as file:
             status = dict(line.split(":", 1) for line in file)
         self._own_bytes = OwnBytes(*(int(status[name].split()[0]) << 10 for name in ("VmData", "VmSize")))
@@ -156,10 +177,12 @@ class Zygote:
         files = dict(zip(asked["names"], given_files, strict=True))
         spec = asked["spec"]
         has_group, is_session = "cpu" in files, spec["kind"] == "session"
-        spec |= {"user": os.getuid(), "group": os.getgid(), "has_group": has_group}
+        # One program runs at a time: until one has left traces, the zygote's network is as good as a new one.
+        has_network = is_session or self._network.is_used()
+        spec |= {"user": os.getuid(), "group": os.getgid(), "has_group": has_group, "has_network": has_network}
         meter: Meter | None = GroupMeter(files) if has_group else None
         started_at = time.monotonic()
-        pid = namespaces.clone(namespaces.OF_A_PROGRAM)
+        pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if has_network else 0))
         if pid == 0:
             inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
             become_first(Start(spec, inside, writing, self._steps, self._own_bytes))

@@ -23,7 +23,8 @@ LAYERS = {
         "kernel/comparison of processes; identity/without a filter; identity/a map of users",
     ),
     "network": (
-        "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_NETWORK\n"
+        "from agentflow.sandbox import namespaces\nnamespaces.OF_A_ZYGOTE &= ~namespaces.NEW_NETWORK\n"
+        "namespaces.NEW_NETWORK = 0\n"
         "namespaces.loopback_up = lambda: None",
         "network/the host's loopback; network/the host's own address; network/datagrams to the host; "
         "network/an abstract socket of the host; network/datagrams to an abstract socket; "
