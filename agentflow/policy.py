@@ -71,6 +71,10 @@ class TrainablePolicy(Policy, Protocol):
         """Free what is remembered of all sessions."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """Return what is to be logged of it in each iteration."""
+        ...
+
 
 @runtime_checkable
 class BatchingPolicy(Policy, Protocol):

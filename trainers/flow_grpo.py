@@ -181,6 +181,7 @@ class Trainer:
         metrics = {"iteration": iteration, **rollout_metrics(batch.groups), **reward_metrics(batch.shaped)}
         metrics |= group_metrics(batch.causes, num_kept=len(batch.kept))
         metrics |= update_metrics(stats)
+        metrics |= self._assembly.policy.metrics()
         metrics |= staleness_metrics(batch.groups, version=version, num_dropped=batch.num_stale)
         if stats is None:
             self._console.note(f"iteration {iteration} learned nothing: the attempts at each task all ended alike")

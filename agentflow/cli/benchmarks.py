@@ -10,12 +10,14 @@ import typer
 from agentflow.cli.tables import print_table
 from agentflow.cli.words import flag_overrides, hush_libraries, overrides
 from agentflow.config import gather, merge, validate_options
+from agentflow.errors import ConfigError
 from agentflow.models import load_model
 from agentflow.renderer import Renderer
 from agentflow.rollout_bench import Load, Speed, compare
 from agentflow.trainers.assembly import sampling_policy
 from agentflow.trainers.settings import TrainConfig
 
+_BETWEEN_TOKENS = 64  # more than any chat template writes around a short message
 _OPTIONS = "--policy --model --episodes --concurrency --turns --tokens --tool-s --slow-share --repeats".split()
 
 
@@ -28,6 +30,15 @@ def rollout(words: Sequence[str], load: Load, *, policy: str | None, model: str 
     typed = overrides(words, known=_OPTIONS)
     chosen = merge(gather(overrides=typed), flag_overrides({"policy.backend": policy, "model.path": model}, typed))
     config = validate_options(TrainConfig, merge({"env": {"name": "websearch"}}, chosen), "The configuration")
+    if config.policy.backend == "scripted":
+        raise ConfigError("--policy scripted samples nothing that could be measured.", "Use transformers or vllm.")
+    longest = load.turns * (load.turn_tokens + _BETWEEN_TOKENS)
+    if longest > config.agent.max_episode_tokens:
+        raise ConfigError(
+            f"{load.turns} turns of {load.turn_tokens} tokens make an episode of about {longest}, more than "
+            f"agent.max_episode_tokens = {config.agent.max_episode_tokens}.",
+            f"Set agent.max_episode_tokens={longest}, as far as the model has positions.",
+        )
     hush_libraries()
     loaded = load_model(config.model, env=config.env.name)
     renderer = Renderer(loaded.tokenizer)

@@ -14,6 +14,7 @@ from agentflow.cli.words import flag_overrides, hush_libraries, overrides, secti
 from agentflow.config import gather, merge, validate_options
 from agentflow.environment import Split
 from agentflow.errors import ConfigError, DataError
+from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.runs import StoredRun
 from agentflow.trainers.assembly import assemble
 from agentflow.trainers.evaluate import Evaluation
@@ -95,6 +96,10 @@ def evaluation_config(target: str, *, env: str | None, words: Sequence[str]) -> 
     stored = _stored_values(target)
     if env is not None:
         stored["env"] = {}  # the options of the run's own environment say nothing about another
+    if section(chosen, "policy").get("backend", "vllm") != "vllm":
+        # What is said of the run's servers says nothing about another policy.
+        kept = {k: v for k, v in section(stored, "policy").items() if k not in ServerConfig.model_fields}
+        stored = {**stored, "policy": kept}
     values = merge(stored, chosen)
     inert = [name for name in chosen if name in TrainConfig.model_fields and name not in _SECTIONS]
     if inert:
@@ -120,7 +125,9 @@ def _stored_values(target: str) -> dict[str, Any]:
         stored = {"env": stored["stages"][-1]["env"], "model": stored["model"], "agent": stored["agent"]}
     # The checkpoint is loaded as it is: adapters come with it, new ones would start from nothing.
     model = {name: value for name, value in stored["model"].items() if not name.startswith("lora_")}
-    return {**stored, "model": {**model, "path": str(checkpoint.path)}}
+    # How the run learned says nothing about how it is measured, and might not fit another policy.
+    kept = {name: values for name, values in stored.items() if name in _SECTIONS}
+    return {**kept, "model": {**model, "path": str(checkpoint.path)}}
 
 
 def _print_evaluation(found: Evaluation) -> None:

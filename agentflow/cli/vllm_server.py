@@ -1,5 +1,6 @@
 """`agentflow vllm`: a server whose weights a learner on another host sends."""
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -54,10 +55,18 @@ def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, l
             gpus=gpus,
         )
         command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
-        typer.echo(f"policy.urls=[http://{host}:{port}]")
-        finished = subprocess.run(
+        typer.echo(f"Once it answers: policy.urls=[http://{host}:{port}]")
+        # The server ends when this process does, however it ends: the pipe that it holds then closes.
+        theirs, lifeline = os.pipe()
+        ours = {"PYTHONPATH": kept, "TMPDIR": kept, "AGENTFLOW_LIFELINE": f"{theirs} {kept}"}
+        with subprocess.Popen(
             [*command, *arguments(config, served), *words],
-            env={**passed_on(), "PYTHONPATH": kept, **variables(config, served)},
-            check=False,
-        )
-    return finished.returncode
+            env={**passed_on(), **ours, **variables(config, served)},
+            pass_fds=[theirs],
+            start_new_session=True,
+        ) as server:
+            os.close(theirs)
+            try:
+                return server.wait()
+            finally:
+                os.close(lifeline)

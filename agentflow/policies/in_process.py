@@ -127,6 +127,10 @@ class TransformersPolicy:
         yield
         self.version += 1
 
+    def metrics(self) -> dict[str, float]:
+        """Return nothing: there is nothing that could be restarted."""
+        return {}
+
     def forget(self) -> None:
         """Free the memory of all sessions."""
         self._sessions.clear()

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 import torch
 
+PROTOCOL = 2
+"""Counts the changes of what learner and server say to each other."""
+
 
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return a checksum of each layer's weights, and one of all others: the sum of their 8-byte words modulo 2**64.

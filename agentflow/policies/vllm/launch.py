@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,9 @@ INSTALL = (
 )
 _OURS = frozenset(
     "--model --uds --port --host --dtype --load-format --max-model-len --max-num-seqs --logprobs-mode "
-    "--worker-extension-cls --weight-transfer-config --served-model-name --skip-tokenizer-init".split()
+    "--worker-extension-cls --weight-transfer-config --served-model-name --skip-tokenizer-init --api-key".split()
 )
+_UNCHECKED = ("--data-parallel", "--pipeline-parallel")
 _MIN_BATCHED_TOKENS = 8192
 
 
@@ -50,9 +52,7 @@ def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch
     Raises:
         ConfigError: There are not enough GPUs, an argument is ours to give, or vLLM is missing.
     """
-    taken = sorted({word.partition("=")[0] for word in config.server_args} & _OURS)
-    if taken:
-        raise ConfigError(f"policy.server_args holds {taken[0]}, which AgentFlow sets itself.", "Leave it out.")
+    _check_words(config.server_args)
     needed = config.servers * config.gpus
     if needed > served.gpus:
         raise ConfigError(
@@ -66,6 +66,19 @@ def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch
         Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config.gpus)})
         for i in range(config.servers)
     ]
+
+
+def _check_words(words: Sequence[str]) -> None:
+    given = [word.partition("=")[0].replace("_", "-") for word in words]
+    taken = [name for name in given if name in _OURS]
+    if taken:
+        raise ConfigError(f"policy.server_args holds {taken[0]}, which AgentFlow sets itself.", "Leave it out.")
+    unchecked = [name for name in given if name.startswith(_UNCHECKED) or name in ("-dp", "-pp")]
+    if unchecked:
+        raise ConfigError(
+            f"policy.server_args holds {unchecked[0]}: AgentFlow could not check the weights of all its ranks.",
+            "Use more servers (policy.servers), or --tensor-parallel-size.",
+        )
 
 
 def server_python(config: ServerConfig) -> str:
@@ -96,7 +109,8 @@ def server_python(config: ServerConfig) -> str:
 def variables(config: ServerConfig, served: Served) -> dict[str, str]:
     """Return the environment variables of a server."""
     cpu = {} if served.gpus else {"VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
-    return {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **cpu}
+    switches = ("AGENTFLOW_SERVER", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE")
+    return {**dict.fromkeys(switches, "1"), **cpu}
 
 
 def arguments(config: ServerConfig, served: Served) -> list[str]:

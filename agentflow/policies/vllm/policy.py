@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from agentflow.concurrency import BackgroundLoop
 from agentflow.errors import PolicyFailure
+from agentflow.policies.vllm.digests import PROTOCOL
 from agentflow.policies.vllm.launch import Served, launches
 from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import Server, ServerConfig
@@ -18,7 +19,6 @@ from agentflow.policies.vllm.weights import WeightBuffer
 from agentflow.policy import Sampling
 from agentflow.trajectory import Completion
 
-_PROTOCOL = 1  # `server_plugin.PROTOCOL`, which only a server can import
 _FOLDER = "servers"
 
 
@@ -45,7 +45,7 @@ class VllmPolicy:
         self._stop_ids = sorted(stop_ids)
         self._config = config
         self._wanted = {
-            "protocol": _PROTOCOL,
+            "protocol": PROTOCOL,
             "architecture": type(model).__name__,
             "vocabulary": text.vocab_size,
             "layers": text.num_hidden_layers,
@@ -112,17 +112,19 @@ class VllmPolicy:
         self._loop.run(self._pool.hold())
         try:
             yield
-            self.version += 1
-        finally:
-            self._loop.run(self._pool.push(self.version))
+        except BaseException:
+            # What went wrong is the news; weights that may be half-changed go to nobody.
+            self._loop.run(self._pool.let_go())
+            raise
+        self.version += 1
+        self._loop.run(self._pool.push(self.version))
 
     def forget(self) -> None:
         """Do nothing: the servers' memory is their own."""
 
-    @property
-    def num_restarts(self) -> int:
-        """Times that a server was started again."""
-        return self._pool.num_restarts if self._pool is not None else 0
+    def metrics(self) -> dict[str, float]:
+        """Return how often servers were started again so far."""
+        return {"servers/restarts": self._pool.num_restarts if self._pool is not None else 0}
 
     def _servers(self, folder: Path) -> list[Server]:
         if self._config.urls:
@@ -143,12 +145,9 @@ class VllmPolicy:
 
 
 def _completion(choice: Mapping[str, Any]) -> Completion:
-    """Read vLLM's choice; the version is that of the oldest weights that sampled a token of it."""
+    """Read vLLM's choice."""
     logprobs = tuple(token["logprob"] for token in choice["logprobs"]["content"])
     token_ids = tuple(choice["token_ids"])
-    versions = [span["version"] for span in choice["weight_versions"] or ()]
-    if len(logprobs) != len(token_ids) or not token_ids or not all(version.isdigit() for version in versions):
-        raise PolicyFailure(
-            f"a server answered {len(token_ids)} tokens with {len(logprobs)} log-probs of the versions {versions}"
-        )
-    return Completion(token_ids, logprobs, choice["finish_reason"], min(map(int, versions)))
+    if len(logprobs) != len(token_ids) or not token_ids:
+        raise PolicyFailure(f"a server answered {len(token_ids)} tokens with {len(logprobs)} log-probs")
+    return Completion(token_ids, logprobs, choice["finish_reason"], choice["version"])

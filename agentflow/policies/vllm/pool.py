@@ -6,8 +6,9 @@ again and sent the weights before its share of the work returns to it; the turns
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from agentflow.errors import ConfigError, PolicyFailure, RunAborted
@@ -43,7 +44,10 @@ class ServerPool:
         self._num_reading = 0
         self._is_held = False
         self._lost: dict[str, str] = {}
+        self._fatal: RunAborted | None = None
+        self._mends: dict[str, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._token = secrets.token_hex(4)  # another run's weights may have the same number
         self.num_restarts = 0
 
     async def start(self, version: int) -> None:
@@ -67,8 +71,10 @@ class ServerPool:
 
     async def close(self) -> None:
         """Stop every server."""
-        if self._watch is not None:
-            self._watch.cancel()
+        working = [task for task in (self._watch, *self._mends.values()) if task is not None]
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
         await asyncio.gather(*(server.stop() for server in self._servers))
 
     async def generate(self, body: Mapping[str, Any], session: str) -> Mapping[str, Any]:
@@ -104,17 +110,20 @@ class ServerPool:
         """Bring every server to the learner's weights; turns under way are held up, and go on with the new ones.
 
         Raises:
-            PolicyFailure: No server is left.
-            RunAborted: One holds other weights than it was sent.
+            RunAborted: No server is left, or one holds other weights than it was sent.
         """
         self._version = version
+        self._homes.clear()
         await asyncio.to_thread(self._buffer.publish)
-        await self._let_go()
+        await self.let_go()
         await asyncio.gather(*(self._bring_up_to_date(server) for server in self._servers))
+        if self._fatal is not None:
+            raise self._fatal
         if len(self._lost) == len(self._servers):
-            raise PolicyFailure("; ".join(self._lost.values()))
+            raise RunAborted("; ".join(self._lost.values()))
 
-    async def _let_go(self) -> None:
+    async def let_go(self) -> None:
+        """Let servers read the weights again, whatever became of them."""
         async with self._changed:
             self._is_held = False
             self._changed.notify_all()
@@ -134,7 +143,9 @@ class ServerPool:
     async def _choose(self, session: str) -> Server:
         """Return the server that holds a session's beginning, or else the least loaded one that may sample."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._ready() or len(self._lost) == len(self._servers))
+            await self._changed.wait_for(lambda: self._ready() or self._fatal or len(self._lost) == len(self._servers))
+        if self._fatal is not None:
+            raise PolicyFailure(str(self._fatal))
         ready = self._ready()
         if not ready:
             raise PolicyFailure("; ".join(self._lost.values()))
@@ -160,7 +171,11 @@ class ServerPool:
         choice: Mapping[str, Any] = request.result()["choices"][0]
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerTrouble(f"{server.name} ended a turn with {choice['finish_reason']!r}")
-        return choice
+        versions = [span["version"].rpartition(":") for span in choice["weight_versions"] or ()]
+        if not versions or any(run != self._token or not version.isdigit() for run, _, version in versions):
+            raise ServerTrouble(f"{server.name} sampled with weights that this run did not send")
+        # The version of a turn is that of the oldest weights in it.
+        return {**choice, "version": min(int(version) for _, _, version in versions)}
 
     async def _watch_over(self) -> None:
         """Look after servers that are at work: one that hangs would otherwise hold its turns for ever."""
@@ -170,12 +185,19 @@ class ServerPool:
             await asyncio.gather(*(self._mend(server, "it gave no sign of life") for server in busy))
 
     async def _mend(self, server: Server, trouble: str) -> None:
-        """Bring a server back that is in trouble; one that answers is left alone."""
-        starts = server.num_starts
+        """Bring a server back that is in trouble; one that is sound is left alone.
+
+        The work is nobody's own: a turn that is given up meanwhile does not leave a server half-way.
+        """
+        task = self._mends.get(server.name)
+        if task is None or task.done():
+            task = self._mends[server.name] = asyncio.create_task(self._mended(server, trouble))
+        await asyncio.shield(task)
+
+    async def _mended(self, server: Server, trouble: str) -> None:
         async with server.mending:
-            if server.num_starts != starts or (server.is_ready and await server.is_alive()):
-                return
-            await self._restart(server, trouble)
+            if server.name not in self._lost and not (server.is_ready and await server.is_sound()):
+                await self._restart(server, trouble)
 
     async def _bring_up_to_date(self, server: Server) -> None:
         async with server.mending:
@@ -183,6 +205,8 @@ class ServerPool:
                 return
             try:
                 await self._send(server)
+            except RunAborted as error:
+                await self._end_with(error)
             except (ServerTrouble, PolicyFailure) as error:
                 await self._restart(server, str(error))
 
@@ -196,8 +220,11 @@ class ServerPool:
             try:
                 await server.stop()
                 await self._bring_up(server)
-            except (ConfigError, ServerTrouble, PolicyFailure) as error:
-                trouble = str(error)
+            except RunAborted as error:
+                await self._end_with(error)
+                return
+            except Exception as error:  # noqa: BLE001  whatever it is, those who wait for the server must not wait for ever
+                trouble = f"{type(error).__name__}: {error}"
             else:
                 return
         await server.stop()
@@ -205,6 +232,12 @@ class ServerPool:
             self._lost[server.name] = f"{server.name} was given up (policy.restarts): {trouble}"
             self._changed.notify_all()
         server.break_off()
+
+    async def _end_with(self, error: RunAborted) -> None:
+        """Let everybody know that this run cannot go on."""
+        async with self._changed:
+            self._fatal = error
+            self._changed.notify_all()
 
     async def _bring_up(self, server: Server) -> None:
         """Start a server, see that it serves our model, and send it the weights."""
@@ -217,30 +250,32 @@ class ServerPool:
             ) from error
         _check_served(server.name, told["results"][0], self._wanted)
         await server.call("/init_weight_transfer_engine", {"init_info": {}})
+        if not server.is_ours:
+            # A trainer that was killed in the middle of an update has left it open.
+            with suppress(ServerTrouble):
+                await server.call("/finish_weight_update", {})
         await self._send(server)
 
     async def _send(self, server: Server) -> None:
         """Send the weights, and see that the server computes with them."""
         patience_s = self._config.hang_s + self._buffer.num_bytes / _BYTES_PER_S
         server.is_ready = False  # no turn begins here meanwhile
-        is_busy = bool(server.under_way)
         async with self._reading():
             version = self._version
+            server.weights = f"{self._token}:{version}"
             expected = asyncio.ensure_future(asyncio.to_thread(self._buffer.digests))
-            if is_busy:
-                # Turns under way keep what they have sampled, and go on once their keys and values are computed anew.
-                await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
+            # Turns under way keep what they have sampled, and go on once their keys and values are computed anew.
+            await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
             await server.call("/start_weight_update", {}, timeout_s=patience_s)
             info = self._buffer.update_info()
             await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
-            await server.call("/finish_weight_update", {"weight_version": str(version)}, timeout_s=patience_s)
+            await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
             told = await server.call("/collective_rpc", {"method": "agentflow_digests"}, timeout_s=patience_s)
             wanted = await expected
         for held in told["results"]:
             _check_digests(server.name, held, wanted, version=version)
         await server.call("/reset_prefix_cache?reset_running_requests=true", {})
-        if is_busy:
-            await server.call("/resume", {})
+        await server.call("/resume", {})
         async with self._changed:
             server.is_ready = True
             self._changed.notify_all()

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +23,11 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from agentflow.policies.vllm.digests import digests
+from agentflow.policies.vllm.digests import PROTOCOL, digests
 
 ENGINE = "agentflow"
-PROTOCOL = 1
-"""Counts the changes of what learner and server say to each other."""
-_LIFELINE = "AGENTFLOW_LIFELINE"
+_LIFELINE, _OURS = "AGENTFLOW_LIFELINE", "AGENTFLOW_SERVER"
+_ENDING_S = 5.0
 _TIMEOUT_S = 60.0
 
 
@@ -35,9 +35,9 @@ def register() -> None:
     """Make the engine known, in each process of a server."""
     if ENGINE not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(ENGINE, __name__, "BufferEngine")
-    if current_platform.is_cpu():
+    if os.environ.get(_OURS) and current_platform.is_cpu():
         # oneDNN would replace the weights by packed copies, which can be neither rewritten in place nor read again;
-        # sampling is as fast without it (docs/benchmarks.md).
+        # sampling is as fast without it (docs/log.md).
         _custom_ops._supports_onednn = False
     lifeline = os.environ.pop(_LIFELINE, "")
     if lifeline:
@@ -49,6 +49,9 @@ def _end_with_owner(lifeline: int, folder: str) -> None:
     """Wait until whoever started this server is gone, however it went; leave no folder and no process of the server."""
     os.read(lifeline, 1)
     shutil.rmtree(folder, ignore_errors=True)
+    # A server that may end by itself gives its shared memory back.
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    time.sleep(_ENDING_S)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

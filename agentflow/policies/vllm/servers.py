@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from agentflow.config import Config
 from agentflow.errors import ConfigError, PolicyFailure
@@ -25,15 +26,24 @@ PLUGIN = "agentflow.policies.vllm.server_plugin"
 _SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
+_KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
 _POLL_S = 0.2
-_LOG_LINES = 5
+_ENDING_S = 5.0
+_KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
+_LOG_LINES, _LOG_BYTES = 5, 1 << 16
+
+
+def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(urls)) < len(urls):
+        raise ValueError("an address is given twice")
+    return urls
 
 
 class ServerConfig(Config):
     """The vLLM servers that a policy samples from (`policy.backend=vllm`)."""
 
     servers: int = Field(1, ge=1, description="vLLM servers to start on this host.")
-    urls: tuple[str, ...] = Field(
+    urls: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
         (), description="Addresses of running vLLM servers to use instead; docs/vllm.md says how they are started."
     )
     python: str = Field(
@@ -91,6 +101,8 @@ class Server:
         self.name = name
         self.is_ready = False
         """Whether it holds the current weights and may sample."""
+        self.weights = ""
+        """What it was last sent, as its tokens name it."""
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
         self.mending = asyncio.Lock()
@@ -99,6 +111,7 @@ class Server:
         self._url = str(checked_url(url, "policy.urls")) if url else "http://localhost"
         self._process: _Process | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._log_start = 0
 
     @property
     def is_ours(self) -> bool:
@@ -112,10 +125,15 @@ class Server:
             ConfigError: It does not come up.
         """
         self.num_starts += 1
-        connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
+        if self._launch is not None and self._launch.log.exists():
+            self._log_start = self._launch.log.stat().st_size
+        connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         if self._launch is not None:
-            self._process = _Process(self._launch)
-            connector = aiohttp.UnixConnector(self._process.socket, limit=0)
+            try:
+                self._process = _Process(self._launch)
+            except OSError as error:
+                raise ConfigError(f"{self.name} cannot be started: {error}.", "Mend it, and start again.") from error
+            connector = aiohttp.UnixConnector(self._process.socket, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(connector=connector)
         try:
             await self._wait_until_healthy()
@@ -161,19 +179,24 @@ class Server:
             raise PolicyFailure(f"{self.name} {path}: HTTP {response.status} {text}")
         raise ServerTrouble(f"{self.name} {path}: HTTP {response.status} {text}")
 
-    async def is_alive(self) -> bool:
-        """Say whether the server, and the engine behind it, answer in time."""
+    async def is_sound(self) -> bool:
+        """Say whether the server, and the engine behind it, answer in time, and hold what they were sent."""
         try:
-            await self.call("/weight_info")
+            told = await self.call("/weight_info")
         except (ServerTrouble, PolicyFailure):
             return False
-        return True
+        return bool(told["weight_version"] == self.weights)
 
     def last_words(self) -> str:
         """Return the end of the log of a server of ours; empty for another one."""
         if self._launch is None:
             return ""
-        lines = self._launch.log.read_text(errors="replace").splitlines()
+        try:
+            with self._launch.log.open("rb") as log:
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - _LOG_BYTES))
+                lines = log.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
         told = [line for line in lines if "rror" in line and "WARNING" not in line] or lines
         return f"{self._launch.log} ends: " + " | ".join(line.strip()[-200:] for line in told[-_LOG_LINES:])
 
@@ -219,28 +242,36 @@ class _Process:
     def __init__(self, launch: Launch) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="agentflow-vllm-"))
         self.socket = str(self._folder / "socket")
-        write_plugin(self._folder)
         theirs, self._lifeline = os.pipe()
-        launch.log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with launch.log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    [launch.python, "-m", API_SERVER, f"--uds={self.socket}", *launch.args],
-                    env={
-                        **passed_on(),
-                        "PYTHONPATH": str(self._folder),
-                        "AGENTFLOW_LIFELINE": f"{theirs} {self._folder}",
-                        **launch.environment,
-                    },
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=[theirs],
-                    cwd=self._folder,
-                )
+            write_plugin(self._folder)
+            self._process = self._started(launch, theirs)
+        except OSError:
+            os.close(self._lifeline)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         finally:
             os.close(theirs)
+
+    def _started(self, launch: Launch, lifeline: int) -> "subprocess.Popen[bytes]":
+        launch.log.parent.mkdir(parents=True, exist_ok=True)
+        with launch.log.open("ab") as log:
+            return subprocess.Popen(
+                [launch.python, "-m", API_SERVER, f"--uds={self.socket}", *launch.args],
+                env={
+                    **passed_on(),
+                    "PYTHONPATH": str(self._folder),
+                    "TMPDIR": str(self._folder),
+                    "AGENTFLOW_LIFELINE": f"{lifeline} {self._folder}",
+                    **launch.environment,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[lifeline],
+                cwd=self._folder,
+            )
 
     @property
     def exit_code(self) -> int | None:
@@ -248,17 +279,20 @@ class _Process:
         return self._process.poll()
 
     def end(self) -> None:
-        """Kill every process of the server, and remove its folder."""
+        """End every process of the server, and remove its folder; one that may end by itself gives its memory back."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ENDING_S)
         os.close(self._lifeline)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def passed_on() -> dict[str, str]:
     """Return what a server sees of this process's environment: nothing that could be a secret."""
-    return {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
+    known = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
+    return {k: v for k, v in known.items() if not _KEPT_BACK.search(k)}
 
 
 def write_plugin(folder: Path) -> None:
