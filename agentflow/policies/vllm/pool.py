@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from agentflow.errors import ConfigError, PolicyFailure, RunAborted
@@ -250,10 +250,7 @@ class ServerPool:
             ) from error
         _check_served(server.name, told["results"][0], self._wanted)
         await server.call("/init_weight_transfer_engine", {"init_info": {}})
-        if not server.is_ours:
-            # A trainer that was killed in the middle of an update has left it open.
-            with suppress(ServerTrouble):
-                await server.call("/finish_weight_update", {})
+        await server.call("/collective_rpc", {"method": "agentflow_reset"})
         await self._send(server)
 
     async def _send(self, server: Server) -> None:

@@ -173,6 +173,12 @@ class WorkerExtension:
             return received
         return digests(dict(worker.model_runner.get_model().named_parameters()))
 
+    def agentflow_reset(self) -> None:
+        """End an update that a learner, which is gone, has left open."""
+        worker: Any = self
+        if worker._weight_update_active:
+            worker.finish_weight_update()
+
     def agentflow_describe(self) -> dict[str, Any]:
         """Return what a learner must agree with before it samples here."""
         worker: Any = self

@@ -113,11 +113,6 @@ class Server:
         self._session: aiohttp.ClientSession | None = None
         self._log_start = 0
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether we started it, and may restart it."""
-        return self._launch is not None
-
     async def start(self) -> None:
         """Start it, or find it where it is said to be.
 
@@ -172,6 +167,7 @@ class Server:
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = detail_of(await response.text())
+                response.close()  # after an error a server hangs up: the next request would find nobody
         # aiohttp raises a RuntimeError where the session is closed while a request waits for a connection.
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RuntimeError) as error:
             raise ServerTrouble(f"{self.name} {path}: {type(error).__name__} {error}".strip()) from None
