@@ -1,0 +1,230 @@
+"""A pool of servers, played by fakes that break on command: nobody waits for ever, and no weights are mistaken."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from agentflow.errors import ConfigError, PolicyFailure, RunAborted
+from agentflow.policies.vllm.pool import ServerPool
+from agentflow.policies.vllm.servers import ServerConfig, ServerTrouble
+
+WANTED = {"vocabulary": 9, "max_length": 64}
+
+
+class FakeBuffer:
+    """Weights whose checksum is their number."""
+
+    num_bytes = 8
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def publish(self) -> None:
+        """Be up to date always."""
+
+    def update_info(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def digests(self) -> dict[str, str]:
+        return {"others": str(self.number)}
+
+
+class FakeServer:
+    """A server that answers as told; each start takes a moment."""
+
+    def __init__(self, name: str = "server-0") -> None:
+        self.name, self.weights = name, ""
+        self.is_ready = False
+        self.num_starts = 0
+        self.under_way: set[asyncio.Task[Any]] = set()
+        self.mending = asyncio.Lock()
+        self.held, self.version = -1, "default"
+        self.is_dead = False
+        self.failures: list[Exception] = []
+        self.loses_updates = False
+        self.paths: list[str] = []
+
+    async def start(self) -> None:
+        self.num_starts += 1
+        await asyncio.sleep(0.02)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.is_dead = False
+
+    async def stop(self) -> None:
+        self.is_ready = False
+
+    def break_off(self) -> None:
+        for task in self.under_way:
+            task.cancel()
+
+    def last_words(self) -> str:
+        return "its log"
+
+    async def is_sound(self) -> bool:
+        return not self.is_dead and self.version == self.weights
+
+    async def call(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
+        await asyncio.sleep(0.001)
+        self.paths.append(path)
+        if self.is_dead:
+            raise ServerTrouble(f"{self.name} is dead")
+        body = body or {}
+        if path == "/update_weights" and not self.loses_updates:
+            self.held = body["update_info"]["number"]
+        if path == "/finish_weight_update":
+            self.version = body["weight_version"]
+        if path == "/collective_rpc":
+            return {"results": [WANTED if body["method"].endswith("describe") else {"others": str(self.held)}]}
+        span = {"version": self.version, "start": 0, "end": 1}
+        return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
+
+
+def play(work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]], *servers: FakeServer, restarts: int = 2) -> Any:
+    """Await something with a started pool; whatever hangs fails."""
+
+    async def played() -> Any:
+        buffer = FakeBuffer()
+        config = ServerConfig(restarts=restarts, hang_s=0.3)
+        pool = ServerPool(servers, buffer, config=config, wanted=WANTED)  # type: ignore[arg-type]
+        async with asyncio.timeout(10):
+            await pool.start(0)
+            try:
+                return await work(pool, buffer)
+            finally:
+                await pool.close()
+
+    return asyncio.run(played())
+
+
+async def turns(pool: ServerPool, count: int) -> list[int]:
+    return [choice["version"] for choice in await asyncio.gather(*(pool.generate({}, str(i)) for i in range(count)))]
+
+
+def test_a_dead_server_is_brought_back_with_the_weights_of_the_day() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[int]:
+        await pool.hold()
+        buffer.number = 7
+        await pool.push(1)
+        server.is_dead = True
+        return await turns(pool, 8)
+
+    assert play(work, server) == [1] * 8
+    assert (server.num_starts, server.held) == (2, 7)
+
+
+@pytest.mark.parametrize("failure", [OSError("no space left"), ConfigError("it does not start"), ServerTrouble("mute")])
+def test_a_server_that_never_comes_back_fails_its_turns_and_nobody_waits(failure: Exception) -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[Any]:
+        server.is_dead, server.failures = True, [failure] * 9
+        return await asyncio.gather(*(pool.generate({}, str(i)) for i in range(4)), return_exceptions=True)
+
+    for outcome in play(work, server):
+        assert isinstance(outcome, PolicyFailure)
+        assert "given up" in str(outcome)
+
+
+def test_without_any_server_an_update_ends_the_run() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.is_dead, server.failures = True, [ConfigError("it does not start")] * 9
+        await pool.hold()
+        await pool.push(1)
+
+    with pytest.raises(RunAborted, match="given up"):
+        play(work, server)
+
+
+def test_a_turn_that_is_given_up_leaves_no_server_half_way() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> int:
+        server.is_dead = True
+        impatient = asyncio.ensure_future(pool.generate({}, "impatient"))
+        patient = asyncio.ensure_future(pool.generate({}, "patient"))
+        await asyncio.sleep(0.01)
+        impatient.cancel()
+        return int((await patient)["version"])
+
+    assert play(work, server) == 0
+
+
+def test_the_other_server_goes_on() -> None:
+    first, second = FakeServer("a"), FakeServer("b")
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[int]:
+        first.is_dead, first.failures = True, [OSError("gone")] * 9
+        return await turns(pool, 6)
+
+    assert play(work, first, second) == [0] * 6
+
+
+def test_weights_that_another_run_sent_are_not_taken_for_ours() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[int]:
+        server.version, server.held = "other:0", 99
+        return await turns(pool, 2)
+
+    assert play(work, server) == [0, 0]
+    assert server.held == 0
+
+
+def test_a_server_that_holds_other_weights_ends_the_run() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.loses_updates = True
+        await pool.hold()
+        buffer.number = 5
+        with pytest.raises(RunAborted, match="holds other weights than the learner after version 1"):
+            await pool.push(1)
+        with pytest.raises(PolicyFailure, match="holds other weights"):
+            await pool.generate({}, "later")
+
+    play(work, server)
+
+
+def test_nobody_reads_weights_while_they_change() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[str]:
+        await pool.hold()
+        server.is_dead = True
+        turn = asyncio.ensure_future(pool.generate({}, "turn"))
+        await asyncio.sleep(0.1)
+        before = [path for path in server.paths if path == "/update_weights"]
+        buffer.number = 3
+        await pool.push(1)
+        assert (await turn)["version"] == 1
+        return before
+
+    assert play(work, server) == ["/update_weights"]  # that of the start alone
+    assert server.held == 3
+
+
+def test_turns_are_held_up_during_each_update_and_let_go_after_it() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.paths.clear()
+        await pool.hold()
+        await pool.push(1)
+
+    play(work, server)
+    assert [path.split("?")[0] for path in server.paths] == [
+        "/pause",
+        "/start_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/resume",
+    ]
