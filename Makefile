@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq -
 VLLM_PIP := $(VENV)-vllm/bin/python -m pip --disable-pip-version-check --no-input
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help demo test vllm check lint format layers budgets mypy pyright wheel bench report options coverage clean
+.PHONY: help demo test test-vllm vllm check lint format layers budgets mypy pyright wheel bench report options coverage clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,8 +28,12 @@ demo: $(VENV)/.package
 	$(call say,For the command agentflow itself: source $(BIN)/activate)
 
 # One thread for each worker: torch's own threads would fight each other.
-test: $(VENV)/.test $(VENV)-vllm/.installed
-	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+# Real servers, one test after the other: each of them wants all cores.
+test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
+	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest tests/integration/vllm $(ARGS)
 
 vllm: $(VENV)-vllm/.installed
 	$(call say,For agentflow: export AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python)

@@ -58,15 +58,12 @@ class ServerPool:
             RunAborted: One holds other weights than it was sent.
         """
         self._version = version
-        try:
-            async with asyncio.TaskGroup() as group:
-                for server in self._servers:
-                    group.create_task(self._bring_up(server))
-        except* (ConfigError, RunAborted, ServerTrouble, PolicyFailure) as several:
-            first = several.exceptions[0]
-            if isinstance(first, ServerTrouble | PolicyFailure):
-                raise ConfigError(f"{first}. {self._last_words()}".strip(), "Read the server's log.") from first
-            raise first from None
+        outcomes = await asyncio.gather(*map(self._bring_up, self._servers), return_exceptions=True)
+        first = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
+        if isinstance(first, ServerTrouble | PolicyFailure):
+            raise ConfigError(f"{first}. {self._last_words()}".strip(), "Read the server's log.") from first
+        if first is not None:
+            raise first
         self._watch = asyncio.create_task(self._watch_over())
 
     async def close(self) -> None:

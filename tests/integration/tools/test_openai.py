@@ -59,7 +59,7 @@ async def test_images_are_sent_and_count_for_the_budget(model: Any) -> None:
     assert [message["role"] for message in model.bodies[0]["messages"]] == ["user", "tool", "user"]
     shown = model.bodies[0]["messages"][2]["content"][1]
     assert shown == {"type": "image_url", "image_url": {"url": PICTURE.url}}
-    with pytest.raises(BackendFailure, match="budget of 60000 tokens"):
+    with pytest.raises(BudgetFailure, match="budget of 60000 tokens"):
         await client(model, token_budget=60_000).complete(drawn)
 
 

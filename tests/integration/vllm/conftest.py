@@ -1,4 +1,4 @@
-"""A real vLLM server: the suite installs it (`make test`), starts it and ends it."""
+"""A real vLLM server: `make test-vllm` installs it; the tests start it and end it."""
 
 import pytest
 
