@@ -68,9 +68,10 @@ def num_left(engine: str) -> Callable[[], int]:
         api, total = connect().api, 0
         for container in listed(RUN):
             try:
-                total += len(api.top(container)["Processes"]) - 1
+                processes = api.top(container)["Processes"] or ()  # null while it ends
             except APIError:
                 continue  # it has ended
+            total += max(len(processes) - 1, 0)
         return total
 
     return count
