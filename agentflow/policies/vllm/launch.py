@@ -22,6 +22,7 @@ _OURS = frozenset(
 )
 _UNCHECKED = ("--data-parallel", "--pipeline-parallel")
 _MIN_BATCHED_TOKENS = 8192
+_CORES = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch
     args = [*arguments(config, served), *config.server_args]
     environment = variables(config, served)
     return [
-        Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config.gpus)})
+        Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config, gpus=served.gpus)})
         for i in range(config.servers)
     ]
 
@@ -108,9 +109,12 @@ def server_python(config: ServerConfig) -> str:
 
 def variables(config: ServerConfig, served: Served) -> dict[str, str]:
     """Return the environment variables of a server."""
-    cpu = {} if served.gpus else {"VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
-    switches = ("AGENTFLOW_SERVER", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE")
-    return {**dict.fromkeys(switches, "1"), **cpu}
+    switches = ["AGENTFLOW_SERVER", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"]
+    if served.gpus:
+        return dict.fromkeys(switches, "1")
+    # Else a C++ compiler would work for up to a minute on the first turn, for a comparison of log-probs.
+    switches.append("TORCHDYNAMO_DISABLE")
+    return {**dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
 
 
 def arguments(config: ServerConfig, served: Served) -> list[str]:
@@ -135,10 +139,15 @@ def arguments(config: ServerConfig, served: Served) -> list[str]:
     return [*words, "--enforce-eager", "--no-enable-chunked-prefill", f"--max-num-batched-tokens={batched}"]
 
 
-def _placement(index: int, gpus: int) -> dict[str, str]:
-    """Return the environment variable that gives a server its GPUs."""
-    if not gpus:
+def _placement(index: int, config: ServerConfig, *, gpus: int) -> dict[str, str]:
+    """Return the environment variable that gives a server GPUs of its own, or cores where several would share them."""
+    if config.gpus:
+        named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        own = range(index * config.gpus, (index + 1) * config.gpus)
+        return {"CUDA_VISIBLE_DEVICES": ",".join(named[i] if named else str(i) for i in own)}
+    if gpus or config.servers == 1 or _CORES in os.environ:
         return {}
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    own = range(index * gpus, (index + 1) * gpus)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(named[i] if named else str(i) for i in own)}
+    cores = sorted(os.sched_getaffinity(0))
+    first, last = (len(cores) * i // config.servers for i in (index, index + 1))
+    own_cores = cores[first:last] or [cores[index % len(cores)]]  # left alone, each server would take the same ones
+    return {_CORES: ",".join(map(str, own_cores))}

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _BYTES_PER_S = 50e6  # slower than any network that weights are sent over
 _PROBES_PER_HANG = 3
+_GENERATE = "/inference/v1/generate"
+_FIRST_TURN = {"token_ids": [0], "sampling_params": {"max_tokens": 1, "logprobs": 0, "seed": 0, "detokenize": False}}
 
 
 class ServerPool:
@@ -156,7 +158,7 @@ class ServerPool:
         return [server for server in self._servers if server.is_ready]
 
     async def _ask(self, server: Server, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        request = asyncio.ensure_future(server.call("/inference/v1/generate", body, timeout_s=self._config.turn_s))
+        request = asyncio.ensure_future(server.call(_GENERATE, body, timeout_s=self._config.turn_s))
         server.under_way.add(request)
         try:
             await asyncio.wait([request])
@@ -248,6 +250,9 @@ class ServerPool:
         _check_served(server.name, told["results"][0], self._wanted)
         await server.call("/init_weight_transfer_engine", {"init_info": {}})
         await server.call("/collective_rpc", {"method": "agentflow_reset"})
+        await server.call("/resume", {})
+        # What a server compiles for its first turn must not look like a hang.
+        await server.call(_GENERATE, _FIRST_TURN, timeout_s=self._config.startup_s)
         await self._send(server)
 
     async def _send(self, server: Server) -> None:
