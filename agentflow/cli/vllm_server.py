@@ -1,6 +1,7 @@
 """`agentflow vllm`: a server whose weights a learner on another host sends."""
 
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from agentflow.errors import ModelError
 from agentflow.models import STARTER_FOLDERS, starter_for
 from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
 from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, passed_on, write_plugin
+
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  recognised, not listened on
 
 
 def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str) -> int:
@@ -55,7 +58,8 @@ def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, l
             gpus=gpus,
         )
         command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
-        typer.echo(f"Once it answers: policy.urls=[http://{host}:{port}]")
+        reached = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+        typer.echo(f"Once it answers: policy.urls=[http://{reached}:{port}]")
         # The server ends when this process does, however it ends: the pipe that it holds then closes.
         theirs, lifeline = os.pipe()
         ours = {"PYTHONPATH": kept, "TMPDIR": kept, "AGENTFLOW_LIFELINE": f"{theirs} {kept}"}

@@ -45,6 +45,7 @@ class FakeServer:
         self.failures: list[Exception] = []
         self.loses_updates = False
         self.paths: list[str] = []
+        self.turn_s = 0.0
 
     async def start(self) -> None:
         self.num_starts += 1
@@ -78,6 +79,8 @@ class FakeServer:
             self.version = body["weight_version"]
         if path == "/collective_rpc":
             return {"results": [WANTED if body["method"].endswith("describe") else {"others": str(self.held)}]}
+        if path.endswith("/generate"):
+            await asyncio.sleep(self.turn_s)
         span = {"version": self.version, "start": 0, "end": 1}
         return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
 
@@ -210,21 +213,21 @@ def test_nobody_reads_weights_while_they_change() -> None:
     assert server.held == 3
 
 
-def test_turns_are_held_up_during_each_update_and_let_go_after_it() -> None:
+@pytest.mark.parametrize("num_turns", [0, 1])
+def test_turns_under_way_are_held_up_during_an_update_and_let_go_after_it(num_turns: int) -> None:
     server = FakeServer()
 
     async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.turn_s = 0.2
+        sampling = [asyncio.ensure_future(pool.generate({}, str(number))) for number in range(num_turns)]
+        await asyncio.sleep(0.01)
         server.paths.clear()
         await pool.hold()
         await pool.push(1)
+        await asyncio.gather(*sampling)
 
     play(work, server)
-    assert [path.split("?")[0] for path in server.paths] == [
-        "/pause",
-        "/start_weight_update",
-        "/update_weights",
-        "/finish_weight_update",
-        "/collective_rpc",
-        "/reset_prefix_cache",
-        "/resume",
-    ]
+    update = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/collective_rpc"]
+    expected = [*update, "/reset_prefix_cache"]
+    paths = [path.split("?")[0] for path in server.paths]
+    assert paths == (["/pause", *expected, "/resume"] if num_turns else expected)

@@ -17,6 +17,7 @@ from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import Server, ServerConfig
 from agentflow.policies.vllm.weights import WeightBuffer
 from agentflow.policy import Sampling
+from agentflow.remote import checked_url
 from agentflow.trajectory import Completion
 
 _FOLDER = "servers"
@@ -128,7 +129,9 @@ class VllmPolicy:
 
     def _servers(self, folder: Path) -> list[Server]:
         if self._config.urls:
-            return [Server(url, self._config, url=url) for url in self._config.urls]
+            addresses = [checked_url(url, "policy.urls") for url in self._config.urls]
+            # A name is seen in messages: it has no password.
+            return [Server(str(url.with_user(None)), self._config, url=str(url)) for url in addresses]
         model_folder = folder / "model"
         model_folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(self.model.config)

@@ -263,8 +263,9 @@ class ServerPool:
             version = self._version
             server.weights = f"{self._token}:{version}"
             expected = asyncio.ensure_future(asyncio.to_thread(self._buffer.digests))
-            # Turns under way keep what they have sampled, and go on once their keys and values are computed anew.
-            await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
+            is_at_work = bool(server.under_way)
+            if is_at_work:  # turns keep what they have sampled, and go on once their keys and values are computed anew
+                await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
             await server.call("/start_weight_update", {}, timeout_s=patience_s)
             info = self._buffer.update_info()
             await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
@@ -274,7 +275,8 @@ class ServerPool:
         for held in told["results"]:
             _check_digests(server.name, held, wanted, version=version)
         await server.call("/reset_prefix_cache?reset_running_requests=true", {})
-        await server.call("/resume", {})
+        if is_at_work:
+            await server.call("/resume", {})
         async with self._changed:
             server.is_ready = True
             self._changed.notify_all()

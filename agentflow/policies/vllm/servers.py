@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 
 from agentflow.config import Config
 from agentflow.errors import ConfigError, PolicyFailure
-from agentflow.remote import checked_url, detail_of
+from agentflow.remote import detail_of
 
 PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
 API_SERVER = "vllm.entrypoints.openai.api_server"
@@ -108,7 +108,7 @@ class Server:
         self.mending = asyncio.Lock()
         self._config = config
         self._launch = launch
-        self._url = str(checked_url(url, "policy.urls")) if url else "http://localhost"
+        self._url = url or "http://localhost"
         self._process: _Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._log_start = 0
@@ -211,7 +211,7 @@ class Server:
                 await self.call("/weight_info")
             except PolicyFailure as failure:
                 raise ConfigError(
-                    f"{self._url} is no vLLM server whose weights can be updated ({failure}).",
+                    f"{self.name} is no vLLM server whose weights can be updated ({failure}).",
                     "Start it as docs/vllm.md says.",
                 ) from failure
             except ServerTrouble as error:
