@@ -21,12 +21,14 @@ STRANGER = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"]
 WITHOUT_RIGHTS = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
 
 
+def is_closed(folder: Path) -> bool:
+    return not folder.stat().st_mode & S_IXOTH
+
+
 def opened() -> list[str]:
     """Return a command that shows what is needed to everybody, though it may lie in a folder of root's own."""
     hidden = [path for path in _NEEDED if not is_public(path)]
-    steps = [
-        next(step for step in reversed(Path(path).parents) if not step.stat().st_mode & S_IXOTH) for path in hidden
-    ]
+    steps = [next((step for step in reversed(Path(path).parents) if is_closed(step)), path) for path in hidden]
     needed, closed = (" ".join(map(shlex.quote, map(str, dict.fromkeys(paths)))) for paths in (hidden, steps))
     # Each closed folder is replaced by an empty one with the needed paths in their places, for this command only.
     script = f"""
