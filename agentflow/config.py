@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, PydanticUndefined, 
 from agentflow.errors import ConfigError
 
 _MAX_SHOWN_CHARACTERS = 80
+_PASSWORD = re.compile(r"//[^/@\s]*@")  # in an address
 _MAX_SHOWN_ERRORS = 3
 
 
@@ -298,7 +299,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _PASSWORD.sub("//***@", repr(value))
     return text if len(text) <= _MAX_SHOWN_CHARACTERS else text[: _MAX_SHOWN_CHARACTERS - 3] + "..."
 
 

@@ -49,7 +49,7 @@ class TrainablePolicy(Policy, Protocol):
     """A policy whose weights are a learner's.
 
     Attributes:
-        version: The number of updates of the weights that it samples from.
+        version: The number of iterations whose updates made the weights that it samples from.
     """
 
     version: int

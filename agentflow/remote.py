@@ -136,20 +136,36 @@ def detail_of(text: str, secret: SecretStr | None = None) -> str:
     return line if len(line) <= _MAX_DETAIL_CHARS else line[:_MAX_DETAIL_CHARS] + "..."
 
 
+def without_password(url: str) -> str:
+    """Return an address as it is: a validator of options, which are written into the folders of runs.
+
+    Raises:
+        ValueError: It has a user or a password in it.
+    """
+    parsed = _parsed(url)
+    if parsed.user is not None or parsed.password is not None:
+        raise ValueError("an address must not hold a user or a password, as options are written into the run's folder")
+    return url
+
+
 def checked_url(url: str, option: str) -> URL:
     """Return the address of a service without a trailing slash.
 
     Raises:
         ConfigError: It is no http(s) address with a host.
     """
-    try:
-        parsed = URL(url.strip())
-    except ValueError:
-        parsed = URL()
+    parsed = _parsed(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
         # The value itself may hold a password.
         raise ConfigError(f"{option} is not an http(s) address with a host.", "Write it as http://host:port.")
     return URL(str(parsed).rstrip("/"))
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return URL(url.strip())
+    except ValueError:
+        return URL()
 
 
 class PerLoop(Generic[T]):

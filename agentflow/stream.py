@@ -3,8 +3,8 @@
     stream.take(16, version=7)  ->  the first 16 groups to be complete whose weights are at most `max_staleness` old
 
 Groups are numbered in the order in which they are begun. At most `capacity` of them are under way or waiting to be
-taken, which keeps sampling from running away from learning. A group's staleness is the number of updates between the
-weights that it was begun with and those that it would train.
+taken, which keeps sampling from running away from learning. A group's staleness is the number of versions, one for each
+iteration, between the weights that it was begun with and those that it would train.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentflow.concurrency import BackgroundLoop
+from agentflow.concurrency import BackgroundLoop, is_cancelled
 from agentflow.rollout import Collected, Rollout, is_spent
 from agentflow.trajectory import Group, Task
 
@@ -26,7 +26,7 @@ class StreamLimits:
     Attributes:
         capacity: Most groups that are begun and not yet taken.
         concurrency: Most episodes that run at once.
-        max_staleness: Updates after which a group is too old.
+        max_staleness: Versions after which a group is too old.
         keeps_stale: Whether groups that are too old are taken all the same.
     """
 
@@ -159,7 +159,9 @@ class GroupStream:
                 label=f"{number:06d}",
                 slots=self._slots,
             )
-        except Exception as error:  # noqa: BLE001  whoever takes the next groups must hear of it
+        except BaseException as error:
+            if is_cancelled():
+                raise
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()

@@ -42,7 +42,7 @@ class Completion:
         token_ids: The sampled tokens, the stop token included.
         logprobs: Natural log of the probability with which each token was sampled, after temperature.
         finish_reason: `stop` if the policy ended its turn, `length` if the token limit did.
-        policy_version: The number of updates of the weights that sampled them.
+        policy_version: The number of iterations whose updates made the weights that sampled them.
     """
 
     token_ids: tuple[int, ...]

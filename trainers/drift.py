@@ -43,6 +43,11 @@ class MismatchConfig(Config):
         gt=0,
         description="Mean difference of the two log-probs, in nats, that stops the run before it updates; null is off.",
     )
+    max_stale_mean_abs_logprob: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="The same of tokens that older weights sampled (run.max_staleness), which mixes drift and lag.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +72,15 @@ class Drift:
     """What one iteration's trajectories say about sampler and learner.
 
     Attributes:
-        mean_abs: Mean |d| over tokens that were sampled by the learner's own weights; None if there are none.
+        num_own: Tokens that were sampled by the learner's own weights.
+        mean_abs: Mean |d| over them; None if there are none.
         max_abs: Largest |d| among them.
         k3: Mean of exp(d) - d - 1 over them: an unbiased estimate of KL(sampler || learner), in nats.
         stale_mean_abs: Mean |d| over tokens of other weights, which mixes drift and lag; None if there are none.
         worst: The trajectory that differs most; None if no token was sampled by the learner's own weights.
     """
 
+    num_own: int = 0
     mean_abs: float | None = None
     max_abs: float | None = None
     k3: float | None = None
@@ -83,6 +90,7 @@ class Drift:
     def metrics(self) -> dict[str, float | None]:
         """Return the metrics by name."""
         return {
+            "mismatch/num_own_tokens": self.num_own,
             "mismatch/mean_abs_logprob": self.mean_abs,
             "mismatch/max_abs_logprob": self.max_abs,
             "mismatch/k3": self.k3,
@@ -112,6 +120,7 @@ def measure_drift(trajectories: Sequence[Trajectory], learner_S: Floats, *, vers
     index = _worst(abs_S[own_S], owner_S[own_S])
     of_worst_S = owner_S == index
     return Drift(
+        num_own=int(own_S.sum()),
         mean_abs=float(abs_S[own_S].mean()),
         max_abs=float(abs_S[own_S].max()),
         k3=float(k3_S.mean()),
@@ -159,19 +168,24 @@ class DriftWatch:
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        limit = self._config.max_mean_abs_logprob
-        # NaN does not ring: the learner's own guard counts gradients that are not finite.
-        rings = limit is not None and drift.mean_abs is not None and drift.mean_abs > limit
+        above = [
+            f"mismatch/{name} = {value:.4g} in iteration {iteration} is above mismatch.max_{name} = {limit:g}"
+            for name, value, limit in (
+                ("mean_abs_logprob", drift.mean_abs, self._config.max_mean_abs_logprob),
+                ("stale_mean_abs_logprob", drift.stale_mean_abs, self._config.max_stale_mean_abs_logprob),
+            )
+            # NaN does not ring: the learner's own guard counts gradients that are not finite.
+            if limit is not None and value is not None and value > limit
+        ]
         if drift.worst is not None:
-            self._keep(iteration, drift.worst, must=rings)
-        if not rings:
+            self._keep(iteration, drift.worst, must=bool(above))
+        if not above:
             return ""
+        seen = f"{self._run.mismatch_path(iteration)} has the worst trajectory token by token. " if drift.worst else ""
         return (
-            f"mismatch/mean_abs_logprob = {drift.mean_abs:.4g} in iteration {iteration} is above "
-            f"mismatch.max_mean_abs_logprob = {limit:g}: sampler and learner do not compute the same policy, and the "
+            f"{' and '.join(above)}: sampler and learner do not compute the same policy, and the "
             "weights were not updated from it. Check that the sampler holds the learner's newest weights, and that "
-            "both have the same tokenizer, temperature, adapters and precision; "
-            f"{self._run.mismatch_path(iteration)} has the worst trajectory token by token. "
+            f"both have the same tokenizer, temperature, adapters and precision. {seen}"
             "If the difference is meant, raise the limit or set it to null, with a correction (algorithm.mismatch=tis)."
         )
 

@@ -75,8 +75,8 @@ class RunConfig(Config):
     max_staleness: int = Field(
         0,
         ge=0,
-        description="Updates that may lie between sampling a group and learning from it; 0 samples and learns in turn, "
-        "more lets sampling go on during the update.",
+        description="Iterations that may lie between sampling a group and learning from it; 0 samples and learns in "
+        "turn, more lets sampling go on during the update.",
     )
     stale: Literal["drop", "keep"] = Field(
         "drop", description="What happens to a group that has become older: dropped and counted, or learned from."

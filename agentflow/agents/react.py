@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from agentflow.concurrency import call
+from agentflow.concurrency import call, is_cancelled
 from agentflow.config import Config
 from agentflow.environment import Environment, Observation, StepResult
 from agentflow.errors import EnvironmentFailure, EpisodeFailure
@@ -227,8 +227,7 @@ class ReAct:
         except EpisodeFailure:
             raise
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
             raise EnvironmentFailure(f"{what} was cancelled by its own doing") from error
         except (Exception, SystemExit) as error:
@@ -250,6 +249,10 @@ class ReAct:
         try:
             async with asyncio.timeout(self._config.max_call_s):
                 await call(environment.close)
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            _log.warning("episode %s: close was cancelled by its own doing", transcript.episode.id)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             _log.warning("episode %s: close raised %s: %s", transcript.episode.id, type(error).__name__, error)
 

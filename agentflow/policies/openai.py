@@ -7,10 +7,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from agentflow.config import Config
 from agentflow.errors import BackendFailure, BudgetFailure
@@ -26,11 +26,13 @@ from agentflow.remote import (
     read_key,
     retry_after_s,
     with_retries,
+    without_password,
 )
 from agentflow.roles import Exchange, record
 
 OPENAI_URL = "https://api.openai.com/v1"
 _REFUSAL = "refusal"
+_UNSAID = (_REFUSAL, "content_filter")
 _IMAGE_TOKENS = 1 << 16  # no model that is known counts more for one
 # What a chat template writes around a message, generously.
 _TEMPLATE_TOKENS = 8
@@ -41,7 +43,9 @@ class ChatConfig(Config):
     """A frozen model behind an OpenAI-compatible server."""
 
     model: str = Field(description="Name of the model, as the server knows it.")
-    base_url: str = Field(OPENAI_URL, description="Address of the server, `/v1` included.")
+    base_url: Annotated[str, AfterValidator(without_password)] = Field(
+        OPENAI_URL, description="Address of the server, `/v1` included."
+    )
     key_variable: str = Field(
         "OPENAI_API_KEY", description="Environment variable that holds the key; empty for a server without keys."
     )
@@ -64,7 +68,7 @@ class ChatConfig(Config):
     @property
     def identity(self) -> str:
         """What replies depend on besides the messages: never a key."""
-        address = checked_url(self.base_url, "base_url").with_user(None)
+        address = checked_url(self.base_url, "base_url")
         return f"{self.model} at {address}, temperature {self.temperature}, {self.max_tokens} tokens"
 
 
@@ -162,8 +166,10 @@ class OpenAIChat:
             with self._lock:
                 self._reserved_tokens -= reserved
         record(Exchange(self.role, tuple(messages), reply.text))
-        if reply.finish_reason == _REFUSAL:
-            raise BackendFailure(f"{self.config.model} refused, or answered without text")
+        if reply.finish_reason in _UNSAID:
+            raise BackendFailure(f"{self.config.model} refused, or answered without text ({reply.finish_reason})")
+        if not reply.text and reply.finish_reason == "length":
+            raise BackendFailure(f"{self.config.model} spent {limit} tokens before it said anything; raise max_tokens")
         return reply
 
     async def complete(self, messages: Sequence[Message]) -> str:
@@ -192,9 +198,11 @@ class OpenAIChat:
         return True
 
     async def _attempt(self, body: Mapping[str, Any], prompt_bound: int, *, reserved: int) -> ChatReply:
-        await asyncio.sleep(max(self._requests.book(), self._tokens.book(reserved)))
-        used = 0
+        wait_s = max(self._requests.book(), self._tokens.book(reserved))
+        used, num_sent = 0, 0
         try:
+            await asyncio.sleep(wait_s)
+            num_sent = 1
             reply = _parse(await self._post(body), prompt_bound)
             used = reply.usage.total_tokens
             with self._lock:
@@ -204,6 +212,7 @@ class OpenAIChat:
             return reply
         finally:
             self._tokens.refund(reserved - used)
+            self._requests.refund(1 - num_sent)
 
     async def _post(self, body: Mapping[str, Any]) -> Any:
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}

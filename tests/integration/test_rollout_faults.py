@@ -254,8 +254,13 @@ def test_environment_that_cancels_itself_fails_its_own_episode_only() -> None:
                 raise asyncio.CancelledError
             return await super().astep(action)
 
+        async def close(self) -> None:  # type: ignore[override]
+            if self.breaks("cancelled close"):
+                raise asyncio.CancelledError
+
     trajectory = play("cancelled", make=Cancelling)
     assert (trajectory.status.kind, trajectory.status.reason) == ("failed", "environment")
+    assert play("cancelled close", make=Cancelling).raw_return == 1.0
 
 
 def test_expert_that_hangs_or_raises_fails_its_own_episode_only() -> None:

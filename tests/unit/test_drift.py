@@ -57,15 +57,26 @@ def test_hand_computed_statistics() -> None:
 def test_other_weights_count_apart_and_are_never_the_worst() -> None:
     batch = [trajectory("new", (-1.0, -1.0), version=3), trajectory("old", (-1.0,), version=2)]
     found = measure_drift(batch, np.array([-1.1, -1.0, -3.0]), version=3)
+    assert found.num_own == 2
     assert found.mean_abs == pytest.approx(0.05)
     assert found.stale_mean_abs == pytest.approx(2.0)
     assert found.worst is not None and found.worst.trajectory.id == "new"
     assert measure_drift(batch, np.array([-1.1, -1.0, -3.0]), version=4).metrics() == {
+        "mismatch/num_own_tokens": 0,
         "mismatch/mean_abs_logprob": None,
         "mismatch/max_abs_logprob": None,
         "mismatch/k3": None,
         "mismatch/stale_mean_abs_logprob": pytest.approx(2.1 / 3),
     }
+
+
+def test_the_alarm_has_a_limit_of_its_own_for_tokens_of_older_weights(run: Run) -> None:
+    batch = [trajectory("old", (-1.0,), version=2)]
+    assert watch(run).observe(4, measure_drift(batch, np.array([-1.9]), version=3)) == ""
+    said = watch(run).observe(5, measure_drift(batch, np.array([-2.1]), version=3))
+    assert "mismatch/stale_mean_abs_logprob = 1.1 in iteration 5" in said
+    assert "mismatch.max_stale_mean_abs_logprob = 1:" in said
+    assert "worst trajectory" not in said
 
 
 def test_the_alarm_rings_above_its_limit_and_says_what_to_check(run: Run) -> None:
@@ -76,7 +87,7 @@ def test_the_alarm_rings_above_its_limit_and_says_what_to_check(run: Run) -> Non
     assert str(run.mismatch_path(5)) in said
     assert "newest weights" in said
     assert watch(run, None).observe(6, drift(50.0)) == ""
-    assert watch(run).observe(7, Drift(stale_mean_abs=50.0)) == ""
+    assert watch(run).observe(7, Drift(stale_mean_abs=0.9)) == ""
     # An infinite log-prob of the sampler is a drift; NaN is left to the guard of the gradients.
     assert watch(run).observe(8, drift(math.inf))
     assert watch(run).observe(9, drift(math.nan)) == ""

@@ -44,6 +44,8 @@ class Player:
             self.playing.discard(episode.id)
         if episode.task.id == "broken":
             raise RunAborted("the player is broken")
+        if episode.task.id == "cancelled":
+            raise asyncio.CancelledError  # as what is awaited may do, though nobody cancels
         turn = Turn(0, (1,), Completion((2,), (0.0,), "stop", version), (), Reply(Message("assistant", "x")))
         return Trajectory(episode.id, episode.task.id, episode.seed, (turn,), Status("completed"), success=True)
 
@@ -163,6 +165,11 @@ def test_groups_are_the_same_whenever_they_are_collected() -> None:
 
 def test_what_breaks_the_collection_reaches_the_taker() -> None:
     with streaming(Player(), limits(), tasks="broken") as stream, pytest.raises(RunAborted, match="player is broken"):
+        stream.take(1)
+
+
+def test_an_episode_that_cancels_itself_leaves_no_taker_waiting() -> None:
+    with streaming(Player(), limits(), tasks="cancelled") as stream, pytest.raises(asyncio.CancelledError):
         stream.take(1)
 
 

@@ -129,9 +129,8 @@ class VllmPolicy:
 
     def _servers(self, folder: Path) -> list[Server]:
         if self._config.urls:
-            addresses = [checked_url(url, "policy.urls") for url in self._config.urls]
-            # A name is seen in messages: it has no password.
-            return [Server(str(url.with_user(None)), self._config, url=str(url)) for url in addresses]
+            addresses = [str(checked_url(url, "policy.urls")) for url in self._config.urls]
+            return [Server(address, self._config, url=address) for address in addresses]
         model_folder = folder / "model"
         model_folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(self.model.config)

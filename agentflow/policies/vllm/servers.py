@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field
 
 from agentflow.config import Config
 from agentflow.errors import ConfigError, PolicyFailure
-from agentflow.remote import detail_of
+from agentflow.remote import detail_of, without_password
 
 PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
 API_SERVER = "vllm.entrypoints.openai.api_server"
@@ -33,17 +33,17 @@ _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
 
 
-def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
+def _addresses(urls: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(urls)) < len(urls):
         raise ValueError("an address is given twice")
-    return urls
+    return tuple(map(without_password, urls))
 
 
 class ServerConfig(Config):
     """The vLLM servers that a policy samples from (`policy.backend=vllm`)."""
 
     servers: int = Field(1, ge=1, description="vLLM servers to start on this host.")
-    urls: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+    urls: Annotated[tuple[str, ...], AfterValidator(_addresses)] = Field(
         (), description="Addresses of running vLLM servers to use instead; docs/vllm.md says how they are started."
     )
     python: str = Field(
@@ -181,7 +181,7 @@ class Server:
             told = await self.call("/weight_info")
         except (ServerTrouble, PolicyFailure):
             return False
-        return bool(told["weight_version"] == self.weights)
+        return isinstance(told, dict) and told.get("weight_version") == self.weights
 
     def last_words(self) -> str:
         """Return the end of the log of a server of ours; empty for another one."""

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from agentflow.config import validate_options
 from agentflow.errors import BackendFailure, BudgetFailure, ConfigError, CredentialError, ScoreFailure
 from agentflow.messages import Message
 from agentflow.policies.openai import OPENAI_URL, ChatConfig, OpenAIChat
@@ -115,6 +116,21 @@ async def test_a_reply_that_is_no_completion_is_a_failure(site: Any, answer: Any
     assert "Authorization" not in site.asked[0].headers
 
 
+@pytest.mark.parametrize(("reason", "said"), [("length", "spent 512 tokens"), ("content_filter", "content_filter")])
+async def test_a_reply_that_was_cut_to_nothing_is_a_failure(site: Any, answer: Any, reason: str, said: str) -> None:
+    site.on("/v1/chat/completions", answer({"choices": [{"message": {"content": ""}, "finish_reason": reason}]}))
+    chat = OpenAIChat(ChatConfig(model="m", base_url=f"{site.url}/v1", key_variable=""), environ={})
+    with pytest.raises(BackendFailure, match=said):
+        await chat.complete(HELLO)
+
+
+def test_an_address_with_a_password_is_refused_and_the_password_not_shown() -> None:
+    options = {"model": "m", "base_url": "http://me:hidden@127.0.0.1/v1"}
+    with pytest.raises(ConfigError, match="must not hold a user or a password") as caught:
+        validate_options(ChatConfig, options, "The judge")
+    assert "hidden" not in str(caught.value)
+
+
 async def test_a_refusal_without_text_is_a_failure(model: Any) -> None:
     model.reply = lambda messages: None
     chat = client(model)
@@ -143,6 +159,17 @@ async def test_so_many_requests_start_in_a_minute(model: Any) -> None:
     started = time.monotonic()
     await asyncio.gather(*(chat.complete(HELLO) for _ in range(5)))
     assert time.monotonic() - started >= 4 * 60 / 1200
+
+
+@pytest.mark.parametrize("pace", [{"requests_per_minute": 60}, {"tokens_per_minute": 600, "max_tokens": 500}])
+async def test_who_gives_up_waiting_for_a_place_leaves_it_to_the_next(model: Any, pace: dict[str, int]) -> None:
+    chat = client(model, **pace)
+    await chat.complete(HELLO)
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(chat.complete(HELLO), 0.005)
+    await asyncio.wait_for(chat.complete(HELLO), 10)
+    assert len(model.bodies) == 2
 
 
 async def test_the_token_budget_is_never_exceeded(model: Any) -> None:
