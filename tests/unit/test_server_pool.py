@@ -11,12 +11,13 @@ from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import ServerConfig, ServerTrouble
 
 WANTED = {"vocabulary": 9, "max_length": 64}
+TOLD = {**WANTED, "adapter_folder": "/tmp"}
 
 
 class FakeBuffer:
     """Weights whose checksum is their number."""
 
-    num_bytes = 8
+    num_bytes, is_adapter = 8, False
 
     def __init__(self) -> None:
         self.number = 0
@@ -35,7 +36,7 @@ class FakeServer:
     """A server that answers as told; each start takes a moment."""
 
     def __init__(self, name: str = "server-0") -> None:
-        self.name, self.weights = name, ""
+        self.name, self.weights, self.adapter_folder = name, "", ""
         self.is_ready = False
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
@@ -77,7 +78,7 @@ class FakeServer:
         if path == "/finish_weight_update":
             self.version = body["weight_version"]
         if path == "/collective_rpc":
-            return {"results": [WANTED if body["method"].endswith("describe") else {"others": str(self.held)}]}
+            return {"results": [TOLD if body["method"].endswith("describe") else {"others": str(self.held)}]}
         span = {"version": self.version, "start": 0, "end": 1}
         return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
 
@@ -88,7 +89,7 @@ def play(work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]], *servers: Fak
     async def played() -> Any:
         buffer = FakeBuffer()
         config = ServerConfig(restarts=restarts, hang_s=0.3)
-        pool = ServerPool(servers, buffer, config=config, wanted=WANTED)  # type: ignore[arg-type]
+        pool = ServerPool(servers, [buffer], config=config, wanted=WANTED)  # type: ignore[arg-type]
         async with asyncio.timeout(10):
             await pool.start(0)
             try:

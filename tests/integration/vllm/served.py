@@ -1,9 +1,10 @@
 """What the tests of served policies share: the starter's model, prompts, and the processes of a server."""
 
 import asyncio
+import copy
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,27 @@ def plain_logprobs(model: Any, number: int, completion: Completion, *, temperatu
 
 def worst_difference(policy: VllmPolicy, completions: Sequence[Completion], *, temperature: float = 1.0) -> float:
     """Return the largest difference between the servers' log-probs and those of the learner's weights."""
+    found = differences(plain_weights(policy.model), completions, temperature=temperature)
+    return max(float(difference.max()) for difference in found)
+
+
+def plain_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a model without adapters that computes the same."""
+    whole: Any = copy.deepcopy(model)
+    weights: dict[str, torch.Tensor] = (whole.merge_and_unload() if hasattr(whole, "peft_config") else whole).state_dict()
+    return weights
+
+
+def differences(
+    weights: Mapping[str, torch.Tensor], completions: Sequence[Completion], *, temperature: float = 1.0
+) -> list[torch.Tensor]:
+    """Return how far each token's log-prob is from that of the starter with other weights."""
     plain = AutoModelForCausalLM.from_pretrained(STARTER_FOLDERS["starter-websearch"], attn_implementation="eager")
-    plain.load_state_dict(policy.model.state_dict())
-    return max(
-        float((plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs().max())
+    plain.load_state_dict(weights)
+    return [
+        (plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs()
         for i, c in enumerate(completions)
-    )
+    ]
 
 
 def server_pids() -> list[int]:
