@@ -130,8 +130,9 @@ def vllm(
     """Serve a model with vLLM for a learner elsewhere, which names it in policy.urls and sends its weights."""
     from agentflow.cli import vllm_server
 
-    served = {"length": length, "dtype": dtype, "lora_rank": lora_rank}
-    code = vllm_server.serve(model, words or [], env=env, host=host, port=port, **served)
+    code = vllm_server.serve(
+        model, words or [], env=env, host=host, port=port, length=length, dtype=dtype, lora_rank=lora_rank
+    )
     raise typer.Exit(code)
 
 

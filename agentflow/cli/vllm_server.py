@@ -17,7 +17,9 @@ from agentflow.policies.vllm.launch import Served, arguments, server_python, var
 from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, passed_on, write_plugin
 
 
-def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str, lora_rank: int) -> int:
+def serve(
+    model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str, lora_rank: int
+) -> int:
     """Serve a model's shape until told to stop; its weights are those that a learner sends.
 
     Args:

@@ -89,7 +89,7 @@ def play(work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]], *servers: Fak
     async def played() -> Any:
         buffer = FakeBuffer()
         config = ServerConfig(restarts=restarts, hang_s=0.3)
-        pool = ServerPool(servers, [buffer], config=config, wanted=WANTED)  # type: ignore[arg-type]
+        pool = ServerPool(servers, [buffer], config=config, wanted=WANTED)  # type: ignore[arg-type,list-item]
         async with asyncio.timeout(10):
             await pool.start(0)
             try:

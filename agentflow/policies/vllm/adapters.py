@@ -1,6 +1,5 @@
 """What servers are sent of a model with LoRA adapters: its base once, and the adapter at each update."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -42,8 +41,13 @@ def adapter_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return found
 
 
-def adapter_config(model: Any) -> Mapping[str, Any]:
+def adapted_modules(model: Any) -> list[str]:
+    """Return the names of the layers that have adapters, without the path to them; empty for a model without."""
+    modules = model.peft_config[_NAME].target_modules if rank_of(model) else ()
+    return sorted({name.rpartition(".")[2] for name in modules})
+
+
+def adapter_config(model: Any) -> dict[str, Any]:
     """Return the `adapter_config.json` of `adapter_weights`."""
     rank = rank_of(model)
-    modules = sorted(model.peft_config[_NAME].target_modules)
-    return {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": modules}
+    return {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": adapted_modules(model)}

@@ -19,7 +19,8 @@ INSTALL = (
 _OURS = frozenset(
     "--model --uds --port --host --dtype --load-format --max-model-len --max-num-seqs --logprobs-mode "
     "--worker-extension-cls --weight-transfer-config --served-model-name --skip-tokenizer-init --api-key "
-    "--enable-lora --max-lora-rank --max-loras --max-cpu-loras --lora-dtype --lora-modules --lora-target-modules".split()
+    "--enable-lora --max-lora-rank --max-loras --max-cpu-loras --lora-dtype --lora-modules "
+    "--lora-target-modules --fully-sharded-loras".split()
 )
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _UNCHECKED = ("--data-parallel", "--pipeline-parallel")
@@ -36,6 +37,7 @@ class Served:
         max_length: Most tokens of an episode.
         gpus: GPUs that are visible to this process; with none, servers run on the CPU.
         lora_rank: Rank of the adapters that servers keep room for; 0 for none.
+        lora_modules: Names of the layers that have adapters; empty for all that could, embeddings among them.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Served:
     max_length: int
     gpus: int
     lora_rank: int
+    lora_modules: Sequence[str] = ()
 
 
 def served_lora_rank(rank: int) -> int:
@@ -150,6 +153,8 @@ def arguments(config: ServerConfig, served: Served) -> list[str]:
     ]
     if served.lora_rank:
         words += ["--enable-lora", f"--max-lora-rank={served_lora_rank(served.lora_rank)}", "--max-loras=1"]
+    if served.lora_modules:
+        words += ["--lora-target-modules", *served.lora_modules]
     if served.gpus:
         return words
     # A prompt that is split between steps makes vLLM 0.32 rewind its generator, which a CPU's cannot.

@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 
 from agentflow.concurrency import BackgroundLoop
 from agentflow.errors import PolicyFailure
-from agentflow.policies.vllm.adapters import adapter_config, adapter_weights, base_of, base_weights, rank_of
+from agentflow.policies.vllm.adapters import (
+    adapted_modules,
+    adapter_config,
+    adapter_weights,
+    base_of,
+    base_weights,
+    rank_of,
+)
 from agentflow.policies.vllm.digests import PROTOCOL
 from agentflow.policies.vllm.launch import Served, launches, served_lora_rank
 from agentflow.policies.vllm.pool import ServerPool
@@ -152,6 +159,7 @@ class VllmPolicy:
             max_length=self._wanted["max_length"],
             gpus=torch.cuda.device_count(),
             lora_rank=rank_of(self.model),
+            lora_modules=adapted_modules(self.model),
         )
         starts = launches(self._config, served, logs=folder.absolute())
         return [Server(f"server-{i}", self._config, launch=launch) for i, launch in enumerate(starts)]

@@ -33,7 +33,12 @@ class ServerPool:
     """
 
     def __init__(
-        self, servers: Sequence[Server], buffers: Sequence[WeightBuffer], *, config: ServerConfig, wanted: Mapping[str, Any]
+        self,
+        servers: Sequence[Server],
+        buffers: Sequence[WeightBuffer],
+        *,
+        config: ServerConfig,
+        wanted: Mapping[str, Any],
     ) -> None:
         self._servers = servers
         self._buffers = buffers
@@ -316,7 +321,9 @@ def _check_digests(name: str, held: Mapping[str, str], wanted: Mapping[str, str]
     Raises:
         RunAborted: It does not.
     """
-    different = sorted(key for key in wanted.keys() | held.keys() if wanted.get(key, _NOTHING) != held.get(key, _NOTHING))
+    different = sorted(
+        key for key in wanted.keys() | held.keys() if wanted.get(key, _NOTHING) != held.get(key, _NOTHING)
+    )
     if different:
         raise RunAborted(
             f"{name} holds other weights than the learner after version {version}: {different[:3]} differ, of "

@@ -60,8 +60,7 @@ class WeightBuffer:
         os.ftruncate(self._file, offset)
         self._memory = mmap.mmap(self._file, offset)
         self._views = {
-            name: self._view(weight, start)
-            for (name, weight), start in zip(current.items(), offsets, strict=True)
+            name: self._view(weight, start) for (name, weight), start in zip(current.items(), offsets, strict=True)
         }
         self._layout = {
             "names": list(current),

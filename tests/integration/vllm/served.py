@@ -75,7 +75,9 @@ def worst_difference(policy: VllmPolicy, completions: Sequence[Completion], *, t
 def plain_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return the weights of a model without adapters that computes the same."""
     whole: Any = copy.deepcopy(model)
-    weights: dict[str, torch.Tensor] = (whole.merge_and_unload() if hasattr(whole, "peft_config") else whole).state_dict()
+    weights: dict[str, torch.Tensor] = (
+        whole.merge_and_unload() if hasattr(whole, "peft_config") else whole
+    ).state_dict()
     return weights
 
 

@@ -1,7 +1,7 @@
 """A model with LoRA adapters on a real server: the base is sent once, the adapter alone at each update."""
 
 import asyncio
-import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from agentflow.models import ModelConfig, load_model
 from agentflow.policies.vllm.policy import VllmPolicy
 from tests.integration.vllm.served import (
+    api_server_pids,
     differences,
     plain_weights,
     sample_all,
@@ -46,19 +47,16 @@ def update(policy: VllmPolicy, factor: float) -> None:
                 parameter.mul_(factor)
 
 
-def loads(folder: Path) -> int:
-    """Count how often vLLM has loaded an adapter."""
-    return len(re.findall("Loaded new LoRA adapter", (folder / "servers/server-0.log").read_text()))
+def adapter_folder() -> Path:
+    """Return where the server was sent its adapter."""
+    (pid,) = api_server_pids()
+    variables = dict(word.partition("=")[::2] for word in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+    return Path(variables["TMPDIR"], "agentflow-adapter")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run")
-
-
-@pytest.fixture(scope="module")
-def policy(folder: Path) -> Iterator[VllmPolicy]:
-    with serving(folder, model=adapted()) as served:
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmPolicy]:
+    with serving(tmp_path_factory.mktemp("run"), model=adapted()) as served:
         yield served
 
 
@@ -70,15 +68,24 @@ async def test_tokens_are_sampled_from_the_base_with_the_adapter(policy: VllmPol
     assert max(float(difference.max()) for difference in without) > 0.1, "the adapter does something"
 
 
-async def test_the_server_follows_two_updates_each_loaded_once(policy: VllmPolicy, folder: Path) -> None:
+async def test_the_server_follows_two_updates(policy: VllmPolicy) -> None:
     for factor in (1.3, 0.5):
-        before, loaded = policy.version, loads(folder)
+        before = policy.version
         # Always the same prompts: the server has kept their keys and values under the older adapter.
         update(policy, factor)
         completions = await sample_all(policy, 8)
         assert {c.policy_version for c in completions} == {before + 1} == {policy.version}
         assert worst_difference(policy, completions) < CLOSE
-        assert loads(folder) == loaded + 1
+
+
+async def test_an_adapter_is_read_once_and_not_before_each_step(policy: VllmPolicy) -> None:
+    update(policy, 1.1)
+    size = sum(file.stat().st_size for file in adapter_folder().iterdir())
+    trained = sum(weight.nbytes for weight in policy.model.parameters() if weight.requires_grad)
+    assert trained < size < 1.2 * trained, "the adapter alone was sent"
+    shutil.rmtree(adapter_folder())
+    assert worst_difference(policy, await sample_all(policy, 4)) < CLOSE
+    assert policy.metrics() == {"servers/restarts": 0}
 
 
 async def test_a_turn_under_way_goes_on_with_the_new_adapter(policy: VllmPolicy) -> None:
