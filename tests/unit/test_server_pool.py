@@ -17,10 +17,10 @@ TOLD = {**WANTED, "adapter_folder": "/tmp"}
 class FakeBuffer:
     """Weights whose checksum is their number."""
 
-    num_bytes, is_adapter = 8, False
+    num_bytes = 8
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, number: int = 0, *, is_adapter: bool = False) -> None:
+        self.number, self.is_adapter = number, is_adapter
 
     def publish(self) -> None:
         """Be up to date always."""
@@ -46,6 +46,7 @@ class FakeServer:
         self.failures: list[Exception] = []
         self.loses_updates = False
         self.paths: list[str] = []
+        self.updates: list[int] = []
 
     async def start(self) -> None:
         self.num_starts += 1
@@ -67,7 +68,14 @@ class FakeServer:
     async def is_sound(self) -> bool:
         return not self.is_dead and self.version == self.weights
 
-    async def call(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
+    async def call(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        wants_json: bool = True,
+    ) -> Any:
         await asyncio.sleep(0.001)
         self.paths.append(path)
         if self.is_dead:
@@ -75,6 +83,7 @@ class FakeServer:
         body = body or {}
         if path == "/update_weights" and not self.loses_updates:
             self.held = body["update_info"]["number"]
+            self.updates.append(self.held)
         if path == "/finish_weight_update":
             self.version = body["weight_version"]
         if path == "/collective_rpc":
@@ -83,13 +92,19 @@ class FakeServer:
         return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
 
 
-def play(work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]], *servers: FakeServer, restarts: int = 2) -> Any:
+def play(
+    work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]],
+    *servers: FakeServer,
+    restarts: int = 2,
+    base: FakeBuffer | None = None,
+) -> Any:
     """Await something with a started pool; whatever hangs fails."""
 
     async def played() -> Any:
-        buffer = FakeBuffer()
+        buffer = FakeBuffer(is_adapter=base is not None)
+        buffers = [base, buffer] if base is not None else [buffer]
         config = ServerConfig(restarts=restarts, hang_s=0.3)
-        pool = ServerPool(servers, [buffer], config=config, wanted=WANTED)  # type: ignore[arg-type,list-item]
+        pool = ServerPool(servers, buffers, config=config, wanted=WANTED)  # type: ignore[arg-type]
         async with asyncio.timeout(10):
             await pool.start(0)
             try:
@@ -229,3 +244,37 @@ def test_turns_are_held_up_during_each_update_and_let_go_after_it() -> None:
         "/reset_prefix_cache",
         "/resume",
     ]
+
+
+def test_the_base_is_sent_when_a_server_starts_and_the_adapter_alone_at_each_update() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[str]:
+        server.paths.clear()
+        for version in (1, 2):
+            await pool.hold()
+            buffer.number = version
+            await pool.push(version)
+        paths = server.paths.copy()
+        server.is_dead = True
+        assert await turns(pool, 1) == [2]
+        return paths
+
+    paths = play(work, server, base=FakeBuffer(9))
+    assert server.updates == [9, 0, 1, 2, 9, 2]
+    assert paths.count("/v1/load_lora_adapter") == 2
+    # vLLM drops adapters when an update is finished.
+    assert paths.index("/finish_weight_update") < paths.index("/v1/load_lora_adapter") < paths.index("/collective_rpc")
+
+
+def test_a_server_that_computes_with_an_older_adapter_ends_the_run() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.loses_updates = True
+        await pool.hold()
+        buffer.number = 5
+        with pytest.raises(RunAborted, match="holds other weights than the learner after version 1"):
+            await pool.push(1)
+
+    play(work, server, base=FakeBuffer(9))

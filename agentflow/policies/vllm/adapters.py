@@ -10,8 +10,8 @@ _PREFIX = "base_model.model."  # of the names in peft's files
 
 
 def base_of(model: Any) -> PreTrainedModel:
-    """Return the model that adapters were put into; a model without adapters as it is."""
-    base: PreTrainedModel = model.get_base_model() if rank_of(model) else model
+    """Return the model that peft put adapters into; one without, or that transformers put them into, as it is."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base
 
 

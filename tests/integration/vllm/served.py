@@ -21,10 +21,30 @@ from agentflow.trajectory import Completion
 
 STOP = 1
 LENGTH = 512
+RANK = 4  # vLLM keeps room for 8: the padding beside an adapter counts nothing
 
 
 def starter() -> LoadedModel:
     return load_model(ModelConfig(device="cpu"), env="websearch")
+
+
+def adapted() -> Any:
+    """Return the starter with an adapter that changes what it says."""
+    model: Any = load_model(ModelConfig(device="cpu", lora_rank=RANK), env="websearch").model
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
+def update(policy: VllmPolicy, factor: float) -> None:
+    """Change the adapter, as an update does."""
+    with policy.updating(), torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(factor)
 
 
 @contextmanager

@@ -5,14 +5,13 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from agentflow.models import ModelConfig, load_model
 from agentflow.policies.vllm.policy import VllmPolicy
 from tests.integration.vllm.served import (
+    adapted,
     api_server_pids,
     differences,
     plain_weights,
@@ -21,30 +20,11 @@ from tests.integration.vllm.served import (
     serving,
     signal_all,
     starter,
+    update,
     worst_difference,
 )
 
 CLOSE = 1e-4
-RANK = 4  # vLLM keeps room for 8: the padding beside an adapter counts nothing
-
-
-def adapted() -> Any:
-    """Return the starter with an adapter that changes what it says."""
-    model: Any = load_model(ModelConfig(device="cpu", lora_rank=RANK), env="websearch").model
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    return model
-
-
-def update(policy: VllmPolicy, factor: float) -> None:
-    """Change the adapter, as an update does."""
-    with policy.updating(), torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter.mul_(factor)
 
 
 def adapter_folder() -> Path:
