@@ -118,10 +118,6 @@ class TrainConfig(Config):
         inert = [name for name in ServerConfig.model_fields if is_changed(self.policy, name)]
         if inert and self.policy.backend != "vllm":
             raise ConfigError(f"policy.{inert[0]} does nothing without servers.", "Set policy.backend=vllm as well.")
-        if self.policy.backend == "vllm" and self.model.lora_rank:
-            raise ConfigError(
-                "model.lora_rank cannot be combined with policy.backend=vllm.", "Use policy.backend=transformers."
-            )
         self._check_staleness()
         if PLANNER in self.roles:
             raise ConfigError(

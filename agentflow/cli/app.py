@@ -125,11 +125,14 @@ def vllm(
     port: Annotated[int, typer.Option(metavar="PORT", help="The port to listen on.")] = 8100,
     length: Annotated[int, typer.Option(metavar="N", help="Most tokens of an episode.")] = 2048,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="bfloat16, float32, or auto.")] = "auto",
+    lora_rank: Annotated[int, typer.Option(metavar="R", min=0, help="model.lora_rank of the learner.")] = 0,
 ) -> None:
     """Serve a model with vLLM for a learner elsewhere, which names it in policy.urls and sends its weights."""
     from agentflow.cli import vllm_server
 
-    code = vllm_server.serve(model, words or [], env=env, host=host, port=port, length=length, dtype=dtype)
+    code = vllm_server.serve(
+        model, words or [], env=env, host=host, port=port, length=length, dtype=dtype, lora_rank=lora_rank
+    )
     raise typer.Exit(code)
 
 

@@ -20,7 +20,9 @@ from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, passed_on,
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  recognised, not listened on
 
 
-def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str) -> int:
+def serve(
+    model: str, words: Sequence[str], *, env: str, host: str, port: int, length: int, dtype: str, lora_rank: int
+) -> int:
     """Serve a model's shape until told to stop; its weights are those that a learner sends.
 
     Args:
@@ -31,6 +33,7 @@ def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, l
         port: The port.
         length: Most tokens of an episode.
         dtype: Dtype of the weights; `auto` is bfloat16 on a GPU, float32 elsewhere.
+        lora_rank: Rank of the adapter that the learner trains; 0 if it trains all weights.
 
     Returns:
         vLLM's exit code.
@@ -56,6 +59,7 @@ def serve(model: str, words: Sequence[str], *, env: str, host: str, port: int, l
             dtype=dtype if dtype != "auto" else "bfloat16" if gpus else "float32",
             max_length=length,
             gpus=gpus,
+            lora_rank=lora_rank,
         )
         command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
         reached = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host

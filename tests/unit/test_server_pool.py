@@ -11,6 +11,7 @@ from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import ServerConfig, ServerTrouble
 
 WANTED = {"vocabulary": 9, "max_length": 64}
+TOLD = {**WANTED, "adapter_folder": "/tmp"}
 
 
 class FakeBuffer:
@@ -18,8 +19,8 @@ class FakeBuffer:
 
     num_bytes = 8
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, number: int = 0, *, is_adapter: bool = False) -> None:
+        self.number, self.is_adapter = number, is_adapter
 
     def publish(self) -> None:
         """Be up to date always."""
@@ -35,7 +36,7 @@ class FakeServer:
     """A server that answers as told; each start takes a moment."""
 
     def __init__(self, name: str = "server-0") -> None:
-        self.name, self.weights = name, ""
+        self.name, self.weights, self.adapter_folder = name, "", ""
         self.is_ready = False
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
@@ -46,6 +47,7 @@ class FakeServer:
         self.loses_updates = False
         self.paths: list[str] = []
         self.turn_s = 0.0
+        self.updates: list[int] = []
 
     async def start(self) -> None:
         self.num_starts += 1
@@ -67,7 +69,14 @@ class FakeServer:
     async def is_sound(self) -> bool:
         return not self.is_dead and self.version == self.weights
 
-    async def call(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
+    async def call(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        wants_json: bool = True,
+    ) -> Any:
         await asyncio.sleep(0.001)
         self.paths.append(path)
         if self.is_dead:
@@ -75,23 +84,30 @@ class FakeServer:
         body = body or {}
         if path == "/update_weights" and not self.loses_updates:
             self.held = body["update_info"]["number"]
+            self.updates.append(self.held)
         if path == "/finish_weight_update":
             self.version = body["weight_version"]
         if path == "/collective_rpc":
-            return {"results": [WANTED if body["method"].endswith("describe") else {"others": str(self.held)}]}
+            return {"results": [TOLD if body["method"].endswith("describe") else {"others": str(self.held)}]}
         if path.endswith("/generate"):
             await asyncio.sleep(self.turn_s)
         span = {"version": self.version, "start": 0, "end": 1}
         return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
 
 
-def play(work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]], *servers: FakeServer, restarts: int = 2) -> Any:
+def play(
+    work: Callable[[ServerPool, FakeBuffer], Awaitable[Any]],
+    *servers: FakeServer,
+    restarts: int = 2,
+    base: FakeBuffer | None = None,
+) -> Any:
     """Await something with a started pool; whatever hangs fails."""
 
     async def played() -> Any:
-        buffer = FakeBuffer()
+        buffer = FakeBuffer(is_adapter=base is not None)
+        buffers = [base, buffer] if base is not None else [buffer]
         config = ServerConfig(restarts=restarts, hang_s=0.3)
-        pool = ServerPool(servers, buffer, config=config, wanted=WANTED)  # type: ignore[arg-type]
+        pool = ServerPool(servers, buffers, config=config, wanted=WANTED)  # type: ignore[arg-type]
         async with asyncio.timeout(10):
             await pool.start(0)
             try:
@@ -231,3 +247,37 @@ def test_turns_under_way_are_held_up_during_an_update_and_let_go_after_it(num_tu
     expected = [*update, "/reset_prefix_cache"]
     paths = [path.split("?")[0] for path in server.paths]
     assert paths == (["/pause", *expected, "/resume"] if num_turns else expected)
+
+
+def test_the_base_is_sent_when_a_server_starts_and_the_adapter_alone_at_each_update() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> list[str]:
+        server.paths.clear()
+        for version in (1, 2):
+            await pool.hold()
+            buffer.number = version
+            await pool.push(version)
+        paths = server.paths.copy()
+        server.is_dead = True
+        assert await turns(pool, 1) == [2]
+        return paths
+
+    paths = play(work, server, base=FakeBuffer(9))
+    assert server.updates == [9, 0, 1, 2, 9, 2]
+    assert paths.count("/v1/load_lora_adapter") == 2
+    # vLLM drops adapters when an update is finished.
+    assert paths.index("/finish_weight_update") < paths.index("/v1/load_lora_adapter") < paths.index("/collective_rpc")
+
+
+def test_a_server_that_computes_with_an_older_adapter_ends_the_run() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.loses_updates = True
+        await pool.hold()
+        buffer.number = 5
+        with pytest.raises(RunAborted, match="holds other weights than the learner after version 1"):
+            await pool.push(1)
+
+    play(work, server, base=FakeBuffer(9))

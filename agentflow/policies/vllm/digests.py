@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Counts the changes of what learner and server say to each other."""
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentflow.errors import ConfigError
-from agentflow.policies.vllm.servers import PLUGIN, PYTHON_VARIABLE, Launch, ServerConfig
+from agentflow.policies.vllm.servers import BASE, PLUGIN, PYTHON_VARIABLE, Launch, ServerConfig
 
 INSTALL = (
     "vLLM may live in an environment of its own: `make vllm`, then "
@@ -18,8 +18,11 @@ INSTALL = (
 )
 _OURS = frozenset(
     "--model --uds --port --host --dtype --load-format --max-model-len --max-num-seqs --logprobs-mode "
-    "--worker-extension-cls --weight-transfer-config --served-model-name --skip-tokenizer-init --api-key".split()
+    "--worker-extension-cls --weight-transfer-config --served-model-name --skip-tokenizer-init --api-key "
+    "--enable-lora --max-lora-rank --max-loras --max-cpu-loras --lora-dtype --lora-modules "
+    "--lora-target-modules --fully-sharded-loras".split()
 )
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _UNCHECKED = ("--data-parallel", "--pipeline-parallel")
 _MIN_BATCHED_TOKENS = 8192
 _CORES = "VLLM_CPU_OMP_THREADS_BIND"
@@ -34,12 +37,30 @@ class Served:
         dtype: Dtype of the weights, as torch names it.
         max_length: Most tokens of an episode.
         gpus: GPUs that are visible to this process; with none, servers run on the CPU.
+        lora_rank: Rank of the adapters that servers keep room for; 0 for none.
+        lora_modules: Names of the layers that have adapters; empty for all that could, embeddings among them.
     """
 
     folder: Path
     dtype: str
     max_length: int
     gpus: int
+    lora_rank: int
+    lora_modules: Sequence[str] = ()
+
+
+def served_lora_rank(rank: int) -> int:
+    """Return the rank that a server is started with to hold adapters of a rank: vLLM knows a few only.
+
+    Raises:
+        ConfigError: vLLM has none that is large enough.
+    """
+    enough = [served for served in (0, *_LORA_RANKS) if served >= rank]
+    if not enough:
+        raise ConfigError(
+            f"model.lora_rank = {rank} is above {_LORA_RANKS[-1]}, vLLM's largest.", "Use policy.backend=transformers."
+        )
+    return enough[0]
 
 
 def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch]:
@@ -110,6 +131,8 @@ def server_python(config: ServerConfig) -> str:
 def variables(config: ServerConfig, served: Served) -> dict[str, str]:
     """Return the environment variables of a server."""
     switches = ["AGENTFLOW_SERVER", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"]
+    if served.lora_rank:
+        switches.append("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
     if served.gpus:
         return dict.fromkeys(switches, "1")
     # Else a C++ compiler would work for up to a minute on the first turn, for a comparison of log-probs.
@@ -121,7 +144,7 @@ def arguments(config: ServerConfig, served: Served) -> list[str]:
     """Return vLLM's command line for a server whose weights a learner sends."""
     words = [
         f"--model={served.folder}",
-        "--served-model-name=policy",
+        f"--served-model-name={BASE}",
         "--skip-tokenizer-init",
         "--load-format=dummy",
         f"--dtype={served.dtype}",
@@ -132,6 +155,10 @@ def arguments(config: ServerConfig, served: Served) -> list[str]:
         f"--worker-extension-cls={PLUGIN}.WorkerExtension",
         '--weight-transfer-config={"backend":"agentflow"}',
     ]
+    if served.lora_rank:
+        words += ["--enable-lora", f"--max-lora-rank={served_lora_rank(served.lora_rank)}", "--max-loras=1"]
+    if served.lora_modules:
+        words += ["--lora-target-modules", *served.lora_modules]
     if served.gpus:
         return words
     # A prompt that is split between steps makes vLLM 0.32 rewind its generator, which a CPU's cannot.

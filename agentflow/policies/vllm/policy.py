@@ -11,10 +11,18 @@ from transformers import PreTrainedModel
 
 from agentflow.concurrency import BackgroundLoop
 from agentflow.errors import PolicyFailure
+from agentflow.policies.vllm.adapters import (
+    adapted_modules,
+    adapter_config,
+    adapter_weights,
+    base_of,
+    base_weights,
+    rank_of,
+)
 from agentflow.policies.vllm.digests import PROTOCOL
-from agentflow.policies.vllm.launch import Served, launches
+from agentflow.policies.vllm.launch import Served, launches, served_lora_rank
 from agentflow.policies.vllm.pool import ServerPool
-from agentflow.policies.vllm.servers import Server, ServerConfig
+from agentflow.policies.vllm.servers import ADAPTER, BASE, Server, ServerConfig
 from agentflow.policies.vllm.weights import WeightBuffer
 from agentflow.policy import Sampling
 from agentflow.remote import checked_url
@@ -47,13 +55,14 @@ class VllmPolicy:
         self._config = config
         self._wanted = {
             "protocol": PROTOCOL,
-            "architecture": type(model).__name__,
+            "architecture": type(base_of(model)).__name__,
             "vocabulary": text.vocab_size,
             "layers": text.num_hidden_layers,
             "hidden_size": text.hidden_size,
             "dtype": str(model.dtype).removeprefix("torch."),
             "logprobs": "processed_logprobs",
             "max_length": max_episode_tokens,
+            "lora_rank": served_lora_rank(rank_of(model)),
         }
         self._pool: ServerPool | None = None
         self._loop: BackgroundLoop | None = None
@@ -69,10 +78,10 @@ class VllmPolicy:
             ConfigError: A server does not start, or serves something else than what is trained.
         """
         servers = self._servers(folder / _FOLDER)
-        buffer = WeightBuffer(self.model, host=self._config.weights_host)
+        buffers = self._buffers()
         loop = self._loop = BackgroundLoop()
         try:
-            pool = self._pool = loop.call(ServerPool, servers, buffer, config=self._config, wanted=self._wanted)
+            pool = self._pool = loop.call(ServerPool, servers, buffers, config=self._config, wanted=self._wanted)
             try:
                 loop.run(pool.start(self.version))
                 yield
@@ -81,12 +90,14 @@ class VllmPolicy:
         finally:
             self._pool = None
             loop.close()
-            buffer.close()
+            for buffer in buffers:
+                buffer.close()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Completion:
         """Sample one turn; see `policy.Policy`."""
         assert self._pool is not None and self._loop is not None, "a policy samples while it is serving"
         body = {
+            "model": ADAPTER if rank_of(self.model) else BASE,
             "token_ids": list(prompt_ids),
             "sampling_params": {
                 "temperature": sampling.temperature,
@@ -127,6 +138,14 @@ class VllmPolicy:
         """Return how often servers were started again so far."""
         return {"servers/restarts": self._pool.num_restarts if self._pool is not None else 0}
 
+    def _buffers(self) -> list[WeightBuffer]:
+        """Return what servers are sent: the last at each update, one before it once."""
+        model, host = self.model, self._config.weights_host
+        found = [WeightBuffer(lambda: base_weights(model), host=host)]
+        if rank_of(model):
+            found.append(WeightBuffer(lambda: adapter_weights(model), host=host, adapter=adapter_config(model)))
+        return found
+
     def _servers(self, folder: Path) -> list[Server]:
         if self._config.urls:
             addresses = [str(checked_url(url, "policy.urls")) for url in self._config.urls]
@@ -141,6 +160,8 @@ class VllmPolicy:
             dtype=self._wanted["dtype"],
             max_length=self._wanted["max_length"],
             gpus=torch.cuda.device_count(),
+            lora_rank=rank_of(self.model),
+            lora_modules=adapted_modules(self.model),
         )
         starts = launches(self._config, served, logs=folder.absolute())
         return [Server(f"server-{i}", self._config, launch=launch) for i, launch in enumerate(starts)]

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from agentflow.errors import ConfigError, PolicyFailure, RunAborted
-from agentflow.policies.vllm.servers import Server, ServerConfig, ServerTrouble
+from agentflow.policies.vllm.servers import ADAPTER, Server, ServerConfig, ServerTrouble
 from agentflow.policies.vllm.weights import WeightBuffer
 
 _log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ _BYTES_PER_S = 50e6  # slower than any network that weights are sent over
 _PROBES_PER_HANG = 3
 _GENERATE = "/inference/v1/generate"
 _FIRST_TURN = {"token_ids": [0], "sampling_params": {"max_tokens": 1, "logprobs": 0, "seed": 0, "detokenize": False}}
+_NOTHING = f"{0:016x}"  # the digest of zeros, and of what is not there
 
 
 class ServerPool:
@@ -28,16 +29,21 @@ class ServerPool:
 
     Args:
         servers: The servers, not yet started.
-        buffer: The learner's weights.
+        buffers: The learner's weights: the last is sent at each update, one before it when a server starts.
         config: Patience, and the restarts that a run bears.
         wanted: What each server must say of itself (`WorkerExtension.agentflow_describe`).
     """
 
     def __init__(
-        self, servers: Sequence[Server], buffer: WeightBuffer, *, config: ServerConfig, wanted: Mapping[str, Any]
+        self,
+        servers: Sequence[Server],
+        buffers: Sequence[WeightBuffer],
+        *,
+        config: ServerConfig,
+        wanted: Mapping[str, Any],
     ) -> None:
         self._servers = servers
-        self._buffer = buffer
+        self._buffers = buffers
         self._config = config
         self._wanted = wanted
         self._version = 0
@@ -113,7 +119,7 @@ class ServerPool:
         """
         self._version = version
         self._homes.clear()
-        await asyncio.to_thread(self._buffer.publish)
+        await asyncio.to_thread(self._buffers[-1].publish)
         await self.let_go()
         await asyncio.gather(*(self._bring_up_to_date(server) for server in self._servers))
         if self._fatal is not None:
@@ -203,7 +209,7 @@ class ServerPool:
             if server.name in self._lost:
                 return
             try:
-                await self._send(server)
+                await self._send(server, self._buffers[-1:])
             except RunAborted as error:
                 await self._end_with(error)
             except (ServerTrouble, PolicyFailure) as error:
@@ -248,38 +254,48 @@ class ServerPool:
                 f"{server.name} does not know AgentFlow's plugin ({error}).", "Start it as docs/vllm.md says."
             ) from error
         _check_served(server.name, told["results"][0], self._wanted)
+        server.adapter_folder = told["results"][0]["adapter_folder"]
         await server.call("/init_weight_transfer_engine", {"init_info": {}})
         await server.call("/collective_rpc", {"method": "agentflow_reset"})
         await server.call("/resume", {})
         # What a server compiles for its first turn must not look like a hang.
         await server.call(_GENERATE, _FIRST_TURN, timeout_s=self._config.startup_s)
-        await self._send(server)
+        await self._send(server, self._buffers)
 
-    async def _send(self, server: Server) -> None:
-        """Send the weights, and see that the server computes with them."""
-        patience_s = self._config.hang_s + self._buffer.num_bytes / _BYTES_PER_S
+    async def _send(self, server: Server, buffers: Sequence[WeightBuffer]) -> None:
+        """Send weights, and see that the server computes with them."""
         server.is_ready = False  # no turn begins here meanwhile
         async with self._reading():
             version = self._version
             server.weights = f"{self._token}:{version}"
-            expected = asyncio.ensure_future(asyncio.to_thread(self._buffer.digests))
             is_at_work = bool(server.under_way)
             if is_at_work:  # turns keep what they have sampled, and go on once their keys and values are computed anew
-                await server.call("/pause?mode=keep", {}, timeout_s=patience_s)
-            await server.call("/start_weight_update", {}, timeout_s=patience_s)
-            info = self._buffer.update_info()
-            await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
-            await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
-            told = await server.call("/collective_rpc", {"method": "agentflow_digests"}, timeout_s=patience_s)
-            wanted = await expected
-        for held in told["results"]:
-            _check_digests(server.name, held, wanted, version=version)
+                await server.call("/pause?mode=keep", {})
+            for buffer in buffers:
+                await self._transfer(server, buffer, version=version)
         await server.call("/reset_prefix_cache?reset_running_requests=true", {})
         if is_at_work:
             await server.call("/resume", {})
         async with self._changed:
             server.is_ready = True
             self._changed.notify_all()
+
+    async def _transfer(self, server: Server, buffer: WeightBuffer, *, version: int) -> None:
+        patience_s = self._config.hang_s + buffer.num_bytes / _BYTES_PER_S
+        expected = asyncio.ensure_future(asyncio.to_thread(buffer.digests))
+        await server.call("/start_weight_update", {}, timeout_s=patience_s)
+        await server.call("/update_weights", {"update_info": buffer.update_info()}, timeout_s=patience_s)
+        # vLLM drops the adapters that it has loaded here: they belong to other weights.
+        await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
+        method = "agentflow_digests"
+        if buffer.is_adapter:
+            method = "agentflow_adapter_digests"
+            adapter = {"lora_name": ADAPTER, "lora_path": server.adapter_folder, "load_inplace": True}
+            await server.call("/v1/load_lora_adapter", adapter, timeout_s=patience_s, wants_json=False)
+        told = await server.call("/collective_rpc", {"method": method}, timeout_s=patience_s)
+        wanted = await expected
+        for held in told["results"]:
+            _check_digests(server.name, held, wanted, version=version)
 
     def _last_words(self) -> str:
         return " ".join(filter(None, (server.last_words() for server in self._servers)))
@@ -312,7 +328,9 @@ def _check_digests(name: str, held: Mapping[str, str], wanted: Mapping[str, str]
     Raises:
         RunAborted: It does not.
     """
-    different = sorted(key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key))
+    different = sorted(
+        key for key in wanted.keys() | held.keys() if wanted.get(key, _NOTHING) != held.get(key, _NOTHING)
+    )
     if different:
         raise RunAborted(
             f"{name} holds other weights than the learner after version {version}: {different[:3]} differ, of "

@@ -5,21 +5,26 @@ processes. Of AgentFlow only `digests` is imported here: a server may live in an
 these two modules alone. Written against vLLM 0.32.
 """
 
+import json
 import mmap
 import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from vllm import _custom_ops
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
@@ -35,6 +40,8 @@ def register() -> None:
     """Make the engine known, in each process of a server."""
     if ENGINE not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(ENGINE, __name__, "BufferEngine")
+    if os.environ.get(_OURS) and LRUCacheWorkerLoRAManager._apply_adapters is _apply_adapters:
+        LRUCacheWorkerLoRAManager._apply_adapters = _apply_adapters_loaded
     if os.environ.get(_OURS) and current_platform.is_cpu():
         # oneDNN would replace the weights by packed copies, which can be neither rewritten in place nor read again;
         # sampling is as fast without it (docs/log.md).
@@ -43,6 +50,20 @@ def register() -> None:
     if lifeline:
         descriptor, _, folder = lifeline.partition(" ")
         threading.Thread(target=_end_with_owner, args=(int(descriptor), folder), daemon=True).start()
+
+
+_apply_adapters = LRUCacheWorkerLoRAManager._apply_adapters
+
+
+def _apply_adapters_loaded(manager: Any, requests: set[Any]) -> None:
+    """Use adapters as they were loaded.
+
+    vLLM 0.32 hands `load_inplace` on to every request that names the adapter, and would read its files anew before each
+    step.
+    """
+    for request in requests:
+        request.load_inplace = False
+    _apply_adapters(manager, requests)
 
 
 def _end_with_owner(lifeline: int, folder: str) -> None:
@@ -73,6 +94,7 @@ class BufferUpdateInfo(WeightTransferUpdateInfo):
         path: A file that both processes can map; empty where the buffer comes over TCP.
         host: The learner's host.
         port: Its port.
+        adapter: The configuration of the adapter that the weights are, as peft writes it; empty for a model's own.
         token: What the learner wants to hear before it sends.
     """
 
@@ -84,6 +106,7 @@ class BufferUpdateInfo(WeightTransferUpdateInfo):
     path: str = ""
     host: str = ""
     port: int = 0
+    adapter: dict[str, Any] = field(default_factory=dict)
     token: str = field(default="", repr=False)
 
 
@@ -99,18 +122,27 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         """Begin with nothing received."""
         self.received = {}
         self._mapped: tuple[str, mmap.mmap] | None = None
+        self._is_reloading = False
 
     def start_weight_update(self) -> None:
-        """Prepare layers whose weights are kept in another form than in a checkpoint; on a CPU there are none."""
-        if not current_platform.is_cpu():
-            initialize_layerwise_reload(self.model)
+        """Do nothing yet: what must be prepared depends on what comes."""
 
     def receive_weights(self, update_info: BufferUpdateInfo) -> None:
-        """Write the learner's weights over the model's."""
+        """Write the learner's weights over the model's, or its adapter into the folder that vLLM is to load."""
         buffer = torch.frombuffer(self._buffer(update_info), dtype=torch.uint8)
         tensors = dict(_tensors(update_info, buffer))
         if self.parallel_config.tensor_parallel_size > 1:
             self.received = digests(tensors)
+        if not update_info.adapter:
+            self._load(tensors)
+        elif self.parallel_config.rank == 0:
+            _write_adapter(update_info.adapter, tensors)
+
+    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
+        # Layers may keep their weights in another form than a checkpoint; on a CPU none does.
+        if not current_platform.is_cpu():
+            initialize_layerwise_reload(self.model)
+            self._is_reloading = True
         self.model.load_weights(tensors.items())
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -121,7 +153,8 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         """Bring the layers back into the form that they compute in."""
-        if not current_platform.is_cpu():
+        if self._is_reloading:
+            self._is_reloading = False
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
@@ -152,6 +185,18 @@ def _fetched(info: BufferUpdateInfo) -> bytearray:
     return buffer
 
 
+def _adapter_folder() -> Path:
+    """Return the folder of the current adapter, in the server's own place for files that pass."""
+    return Path(tempfile.gettempdir()) / "agentflow-adapter"
+
+
+def _write_adapter(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    folder = _adapter_folder()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
 def _tensors(info: BufferUpdateInfo, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     for name, dtype, shape, offset in zip(info.names, info.dtypes, info.shapes, info.offsets, strict=True):
         kind = getattr(torch, dtype)
@@ -173,6 +218,14 @@ class WorkerExtension:
             return received
         return digests(dict(worker.model_runner.get_model().named_parameters()))
 
+    def agentflow_adapter_digests(self) -> dict[str, str]:
+        """Return the digests of the adapter that this worker computes with, or of what it received, if it is sliced."""
+        worker: Any = self
+        if worker.parallel_config.tensor_parallel_size > 1:
+            received: dict[str, str] = worker.weight_transfer_engine.received
+            return received
+        return digests(dict(_adapters_in_use(worker.model_runner.lora_manager._adapter_manager)))
+
     def agentflow_reset(self) -> None:
         """End an update that a learner, which is gone, has left open."""
         worker: Any = self
@@ -182,7 +235,7 @@ class WorkerExtension:
     def agentflow_describe(self) -> dict[str, Any]:
         """Return what a learner must agree with before it samples here."""
         worker: Any = self
-        config = worker.vllm_config.model_config
+        config, lora = worker.vllm_config.model_config, worker.vllm_config.lora_config
         return {
             "protocol": PROTOCOL,
             "architecture": config.architectures[0],
@@ -192,4 +245,23 @@ class WorkerExtension:
             "dtype": str(config.dtype).removeprefix("torch."),
             "max_length": config.max_model_len,
             "logprobs": str(getattr(config.logprobs_mode, "value", config.logprobs_mode)),
+            "lora_rank": lora.max_lora_rank if lora is not None else 0,
+            "adapter_folder": str(_adapter_folder()),
         }
+
+
+def _adapters_in_use(manager: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Find the matrices of adapters that layers compute with, and the padding beside them, which should be zero."""
+    for slot, adapter in enumerate(manager.lora_index_to_id):
+        if adapter is None:
+            continue
+        rank = manager.get_adapter(adapter).rank
+        for name, module in manager.modules.items():
+            # Embeddings and the head have no tuples, and no adapter either.
+            if not isinstance(module.lora_a_stacked, tuple):
+                continue
+            stacks = [(stack[slot], -2) for stack in module.lora_a_stacked]
+            stacks += [(stack[slot], -1) for stack in module.lora_b_stacked]
+            for i, (stack, axis) in enumerate(stacks):
+                yield f"{name}.adapter-{i}", stack.narrow(axis, 0, rank)
+                yield f"{name}.padding-{i}", stack.narrow(axis, rank, stack.shape[axis] - rank)

@@ -23,6 +23,8 @@ from agentflow.remote import detail_of, without_password
 PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
 API_SERVER = "vllm.entrypoints.openai.api_server"
 PLUGIN = "agentflow.policies.vllm.server_plugin"
+BASE, ADAPTER = "policy", "adapter"
+"""What a server calls the model that it serves, and the adapter on top of it."""
 _SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
@@ -103,6 +105,8 @@ class Server:
         """Whether it holds the current weights and may sample."""
         self.weights = ""
         """What it was last sent, as its tokens name it."""
+        self.adapter_folder = ""
+        """Where it keeps the adapter that it was last sent."""
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
         self.mending = asyncio.Lock()
@@ -151,8 +155,15 @@ class Server:
         for task in self.under_way:
             task.cancel()
 
-    async def call(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
-        """Post to the server, or get where there is no body, and return the JSON that it answers.
+    async def call(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        wants_json: bool = True,
+    ) -> Any:
+        """Post to the server, or get where there is no body, and return the JSON, or else the text, that it answers.
 
         Raises:
             ServerTrouble: It did not answer, or answered with a server's error.
@@ -164,6 +175,8 @@ class Server:
         timeout = aiohttp.ClientTimeout(total=timeout_s or self._config.hang_s)
         try:
             async with self._session.request(method, self._url + path, json=body, timeout=timeout) as response:
+                if response.status == 200 and not wants_json:
+                    return await response.text()
                 if response.status == 200:
                     return await response.json(content_type=None)
                 text = detail_of(await response.text())

@@ -1,4 +1,4 @@
-"""The learner's side of a weight transfer: one flat buffer of all weights, that servers read.
+"""The learner's side of a weight transfer: a flat buffer of weights, that servers read.
 
 Weights that are on the CPU live in the buffer itself, so that publishing them costs nothing; others are copied there.
 Servers on the same host map the buffer, which is an anonymous file of this process and goes with it; servers on other
@@ -12,12 +12,12 @@ import secrets
 import socket
 import socketserver
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from agentflow.errors import ConfigError
 from agentflow.policies.vllm.digests import digests
@@ -28,21 +28,31 @@ _PATIENCE_S = 60.0
 
 
 class WeightBuffer:
-    """All weights of a model in one buffer.
+    """Weights in one buffer.
 
     Args:
-        model: The learner's model; its weights on a CPU are moved into the buffer.
+        weights: Returns what is to be sent as it is now, by the names of a checkpoint; parameters on a CPU are moved
+            into the buffer.
         host: The address under which other hosts reach this one; None for servers on this host.
+        adapter: The configuration of the adapter that the weights are, as peft writes it; None for a model's own.
 
     Raises:
         ConfigError: Nothing can listen at the address.
     """
 
-    def __init__(self, model: PreTrainedModel, *, host: str | None = None) -> None:
-        self._weights = dict(model.named_parameters())
+    def __init__(
+        self,
+        weights: Callable[[], Mapping[str, Tensor]],
+        *,
+        host: str | None = None,
+        adapter: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._weights = weights
+        self.is_adapter = adapter is not None
+        current = weights()
         offset = 0
         offsets = []
-        for weight in self._weights.values():
+        for weight in current.values():
             offsets.append(offset)
             offset += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.num_bytes = offset
@@ -50,21 +60,21 @@ class WeightBuffer:
         os.ftruncate(self._file, offset)
         self._memory = mmap.mmap(self._file, offset)
         self._views = {
-            name: self._view(weight, start)
-            for (name, weight), start in zip(self._weights.items(), offsets, strict=True)
+            name: self._view(weight, start) for (name, weight), start in zip(current.items(), offsets, strict=True)
         }
         self._layout = {
-            "names": list(self._weights),
-            "dtypes": [str(weight.dtype).removeprefix("torch.") for weight in self._weights.values()],
-            "shapes": [list(weight.shape) for weight in self._weights.values()],
+            "names": list(current),
+            "dtypes": [str(weight.dtype).removeprefix("torch.") for weight in current.values()],
+            "shapes": [list(weight.shape) for weight in current.values()],
             "offsets": offsets,
             "num_bytes": offset,
+            "adapter": dict(adapter or {}),
         }
         self._sender = _Sender(self._memory, host) if host else None
 
     def publish(self) -> None:
         """Bring the buffer up to date."""
-        for name, weight in self._weights.items():
+        for name, weight in self._weights().items():
             if weight.data_ptr() != self._views[name].data_ptr():
                 self._views[name].copy_(weight.detach())
 
@@ -84,11 +94,11 @@ class WeightBuffer:
             self._sender.close()
         os.close(self._file)
 
-    def _view(self, weight: torch.nn.Parameter, start: int) -> Tensor:
+    def _view(self, weight: Tensor, start: int) -> Tensor:
         flat = torch.frombuffer(self._memory, dtype=weight.dtype, count=weight.numel(), offset=start)
         view = flat.view(weight.shape)
         view.copy_(weight.detach())
-        if weight.device.type == "cpu":
+        if isinstance(weight, torch.nn.Parameter) and weight.device.type == "cpu":
             weight.data = view
         return view
 

@@ -1,9 +1,10 @@
 """What the tests of served policies share: the starter's model, prompts, and the processes of a server."""
 
 import asyncio
+import copy
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,30 @@ from agentflow.trajectory import Completion
 
 STOP = 1
 LENGTH = 512
+RANK = 4  # vLLM keeps room for 8: the padding beside an adapter counts nothing
 
 
 def starter() -> LoadedModel:
     return load_model(ModelConfig(device="cpu"), env="websearch")
+
+
+def adapted() -> Any:
+    """Return the starter with an adapter that changes what it says."""
+    model: Any = load_model(ModelConfig(device="cpu", lora_rank=RANK), env="websearch").model
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
+def update(policy: VllmPolicy, factor: float) -> None:
+    """Change the adapter, as an update does."""
+    with policy.updating(), torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(factor)
 
 
 @contextmanager
@@ -67,12 +88,29 @@ def plain_logprobs(model: Any, number: int, completion: Completion, *, temperatu
 
 def worst_difference(policy: VllmPolicy, completions: Sequence[Completion], *, temperature: float = 1.0) -> float:
     """Return the largest difference between the servers' log-probs and those of the learner's weights."""
+    found = differences(plain_weights(policy.model), completions, temperature=temperature)
+    return max(float(difference.max()) for difference in found)
+
+
+def plain_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a model without adapters that computes the same."""
+    whole: Any = copy.deepcopy(model)
+    weights: dict[str, torch.Tensor] = (
+        whole.merge_and_unload() if hasattr(whole, "peft_config") else whole
+    ).state_dict()
+    return weights
+
+
+def differences(
+    weights: Mapping[str, torch.Tensor], completions: Sequence[Completion], *, temperature: float = 1.0
+) -> list[torch.Tensor]:
+    """Return how far each token's log-prob is from that of the starter with other weights."""
     plain = AutoModelForCausalLM.from_pretrained(STARTER_FOLDERS["starter-websearch"], attn_implementation="eager")
-    plain.load_state_dict(policy.model.state_dict())
-    return max(
-        float((plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs().max())
+    plain.load_state_dict(weights)
+    return [
+        (plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs()
         for i, c in enumerate(completions)
-    )
+    ]
 
 
 def server_pids() -> list[int]:

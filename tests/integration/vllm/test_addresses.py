@@ -8,34 +8,42 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from agentflow.errors import ConfigError
-from tests.integration.vllm.served import LENGTH, sample_all, serving, worst_difference
+from tests.integration.vllm.served import LENGTH, RANK, adapted, sample_all, serving, update, worst_difference
 
 CLOSE = 1e-4
 PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def listening(folder: Path, *words: str) -> Iterator[str]:
     """Run a server in a process group of its own, as on another host."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["vllm", "--env", "websearch", "--port", str(port), "--length", str(LENGTH)]
-    log = tmp_path_factory.mktemp("server") / "log"
+    words = ("vllm", "--env", "websearch", "--port", str(port), "--length", str(LENGTH), *words)
     with (
-        log.open("wb") as output,
+        (folder / "log").open("wb") as output,
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *words], stdout=output, stderr=output, start_new_session=True
         ) as server,
     ):
-        yield f"http://127.0.0.1:{port}"
-        os.killpg(server.pid, signal.SIGKILL)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with listening(tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 def test_a_server_given_by_its_address_follows_the_learner(url: str, tmp_path: Path) -> None:
@@ -78,6 +86,24 @@ def test_a_server_with_too_short_a_context_is_refused(url: str, tmp_path: Path) 
         serving(tmp_path, urls=[url], length=LENGTH + 1),
     ):
         pass
+
+
+def test_a_server_without_room_for_adapters_is_refused(url: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="lora_rank 0 instead of 8"),
+        serving(tmp_path, model=adapted(), urls=[url]),
+    ):
+        pass
+
+
+def test_an_adapter_travels_by_tcp_and_the_next_run_brings_its_own(tmp_path: Path) -> None:
+    with listening(tmp_path, "--lora-rank", str(RANK)) as address:
+        for factor in (1.2, 0.8):
+            with serving(tmp_path, model=adapted(), urls=[address], weights_host="127.0.0.1") as policy:
+                update(policy, factor)
+                completions = asyncio.run(sample_all(policy, 8))
+                assert {c.policy_version for c in completions} == {1}
+                assert worst_difference(policy, completions) < CLOSE
 
 
 def test_an_address_where_nobody_listens_is_named(tmp_path: Path) -> None:

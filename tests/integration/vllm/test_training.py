@@ -61,7 +61,7 @@ def check_whole(run: Path) -> None:
     assert max(found) < 1e-4
 
 
-@pytest.mark.parametrize("words", [[], ASYNCHRONOUS], ids=["in turn", "asynchronous"])
+@pytest.mark.parametrize("words", [[], ASYNCHRONOUS, ["model.lora_rank=8"]], ids=["in turn", "asynchronous", "adapter"])
 def test_a_trainer_that_is_killed_resumes(words: list[str], tmp_path: Path) -> None:
     with start(tmp_path, *words) as run:
         until_iteration(2, tmp_path, run)
