@@ -1,6 +1,7 @@
 """A pool of servers, played by fakes that break on command: nobody waits for ever, and no weights are mistaken."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -40,18 +41,20 @@ class FakeServer:
         self.is_ready = False
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
-        self.mending = asyncio.Lock()
+        self.changing = asyncio.Lock()
         self.held, self.version = -1, "default"
         self.is_dead = False
         self.failures: list[Exception] = []
         self.loses_updates = False
         self.paths: list[str] = []
         self.turn_s = 0.0
+        self.start_s = 0.02
+        self.reset_s = 0.0
         self.updates: list[int] = []
 
     async def start(self) -> None:
         self.num_starts += 1
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(self.start_s)
         if self.failures:
             raise self.failures.pop(0)
         self.is_dead = False
@@ -91,6 +94,8 @@ class FakeServer:
             return {"results": [TOLD if body["method"].endswith("describe") else {"others": str(self.held)}]}
         if path.endswith("/generate"):
             await asyncio.sleep(self.turn_s)
+        if path.startswith("/reset_prefix_cache"):
+            await asyncio.sleep(self.reset_s)
         span = {"version": self.version, "start": 0, "end": 1}
         return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
 
@@ -183,6 +188,66 @@ def test_the_other_server_goes_on() -> None:
         return await turns(pool, 6)
 
     assert play(work, first, second) == [0] * 6
+
+
+def test_nobody_waits_for_a_server_that_starts_while_another_one_may_sample() -> None:
+    first, second = FakeServer("a"), FakeServer("b")
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> float:
+        first.is_dead, first.start_s = True, 2.0
+        started = time.monotonic()
+        assert await turns(pool, 6) == [0] * 6
+        for version in (1, 2):
+            await pool.hold()
+            buffer.number = version
+            await pool.push(version)
+            assert await turns(pool, 6) == [version] * 6
+        waited_s = time.monotonic() - started
+        assert not first.is_ready
+        while not first.is_ready:
+            await asyncio.sleep(0.01)
+        assert first.held == 2
+        return waited_s
+
+    assert play(work, first, second) < 1.5
+
+
+def test_a_server_that_starts_during_an_update_samples_with_the_newer_weights() -> None:
+    first, second = FakeServer("a"), FakeServer("b")
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        first.is_dead, first.reset_s = True, 0.3
+        await turns(pool, 2)
+        while first.is_dead:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)  # it has the older weights by now, and does not yet sample
+        assert not first.is_ready
+        await pool.hold()
+        buffer.number = 1
+        await pool.push(1)
+        assert not first.is_ready
+        while not first.is_ready:
+            await asyncio.sleep(0.01)
+        assert first.held == 1
+
+    play(work, first, second)
+
+
+def test_a_server_that_hangs_is_noticed_while_another_one_starts() -> None:
+    servers = [FakeServer("a"), FakeServer("b")]
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> float:
+        for server in servers:
+            server.turn_s = 60.0  # it hangs: turns do not end by themselves
+        sampling = asyncio.ensure_future(turns(pool, 4))
+        await asyncio.sleep(0.01)
+        for server, start_s in zip(servers, (2.0, 0.02), strict=True):
+            server.turn_s, server.start_s, server.is_dead = 0.0, start_s, True
+        started = time.monotonic()
+        assert await sampling == [0] * 4
+        return time.monotonic() - started
+
+    assert play(work, *servers) < 1.5
 
 
 def test_weights_that_another_run_sent_are_not_taken_for_ours() -> None:

@@ -53,7 +53,8 @@ class ServerPool:
         self._is_held = False
         self._lost: dict[str, str] = {}
         self._fatal: RunAborted | None = None
-        self._mends: dict[str, asyncio.Task[None]] = {}
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._restarts: dict[str, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
         self._token = secrets.token_hex(4)  # another run's weights may have the same number
         self.num_restarts = 0
@@ -76,7 +77,8 @@ class ServerPool:
 
     async def close(self) -> None:
         """Stop every server."""
-        working = [task for task in (self._watch, *self._mends.values()) if task is not None]
+        tasks = (self._watch, *self._checks.values(), *self._restarts.values())
+        working = [task for task in tasks if task is not None]
         for task in working:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
@@ -98,7 +100,7 @@ class ServerPool:
                 return await self._ask(server, body)
             except ServerTrouble as error:
                 trouble = str(error)
-            await self._mend(server, trouble)
+            await self._look_after(server, trouble)
         raise PolicyFailure(f"a turn was given up after {self._config.restarts + 2} attempts: {trouble}")
 
     def forget(self, session: str) -> None:
@@ -122,9 +124,10 @@ class ServerPool:
         await asyncio.to_thread(self._buffers[-1].publish)
         await self.let_go()
         await asyncio.gather(*(self._bring_up_to_date(server) for server in self._servers))
+        await self._until_ready()
         if self._fatal is not None:
             raise self._fatal
-        if len(self._lost) == len(self._servers):
+        if not self._ready():
             raise RunAborted("; ".join(self._lost.values()))
 
     async def let_go(self) -> None:
@@ -147,8 +150,7 @@ class ServerPool:
 
     async def _choose(self, session: str) -> Server:
         """Return the server that holds a session's beginning, or else the least loaded one that may sample."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._ready() or self._fatal or len(self._lost) == len(self._servers))
+        await self._until_ready()
         if self._fatal is not None:
             raise PolicyFailure(str(self._fatal))
         ready = self._ready()
@@ -162,6 +164,11 @@ class ServerPool:
 
     def _ready(self) -> list[Server]:
         return [server for server in self._servers if server.is_ready]
+
+    async def _until_ready(self) -> None:
+        """Wait until a server may sample, or none ever will."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ready() or self._fatal or len(self._lost) == len(self._servers))
 
     async def _ask(self, server: Server, body: Mapping[str, Any]) -> Mapping[str, Any]:
         request = asyncio.ensure_future(server.call(_GENERATE, body, timeout_s=self._config.turn_s))
@@ -187,37 +194,37 @@ class ServerPool:
         while True:
             await asyncio.sleep(self._config.hang_s / _PROBES_PER_HANG)
             busy = [server for server in self._ready() if server.under_way]
-            await asyncio.gather(*(self._mend(server, "it gave no sign of life") for server in busy))
+            await asyncio.gather(*(self._look_after(server, "it gave no sign of life") for server in busy))
 
-    async def _mend(self, server: Server, trouble: str) -> None:
-        """Bring a server back that is in trouble; one that is sound is left alone.
-
-        The work is nobody's own: a turn that is given up meanwhile does not leave a server half-way.
-        """
-        task = self._mends.get(server.name)
+    async def _look_after(self, server: Server, trouble: str) -> None:
+        """See whether a server is sound; one that is not is started again, and nobody waits for it here."""
+        task = self._checks.get(server.name)
         if task is None or task.done():
-            task = self._mends[server.name] = asyncio.create_task(self._mended(server, trouble))
-        await asyncio.shield(task)
+            task = self._checks[server.name] = asyncio.create_task(self._check(server, trouble))
+        await asyncio.shield(task)  # it is done for others as well: a turn that is given up must not end it
 
-    async def _mended(self, server: Server, trouble: str) -> None:
-        async with server.mending:
-            if server.name not in self._lost and not (server.is_ready and await server.is_sound()):
-                await self._restart(server, trouble)
+    async def _check(self, server: Server, trouble: str) -> None:
+        async with server.changing:
+            if server.is_ready and not await server.is_sound():
+                self._begin_restart(server, trouble)
 
     async def _bring_up_to_date(self, server: Server) -> None:
-        async with server.mending:
-            if server.name in self._lost:
-                return
+        async with server.changing:
+            if not server.is_ready:
+                return  # whoever brings it back sends it the newest weights
             try:
                 await self._send(server, self._buffers[-1:])
             except RunAborted as error:
                 await self._end_with(error)
             except (ServerTrouble, PolicyFailure) as error:
-                await self._restart(server, str(error))
+                self._begin_restart(server, str(error))
+
+    def _begin_restart(self, server: Server, trouble: str) -> None:
+        server.is_ready = False
+        self._restarts[server.name] = asyncio.create_task(self._restart(server, trouble))
 
     async def _restart(self, server: Server, trouble: str) -> None:
         """Start a server again, or wait for one that is not ours; give it up where that does not help."""
-        server.is_ready = False
         while server.num_starts <= self._config.restarts:
             _log.warning("%s is started again: %s. %s", server.name, trouble, server.last_words())
             server.break_off()
@@ -263,21 +270,23 @@ class ServerPool:
         await self._send(server, self._buffers)
 
     async def _send(self, server: Server, buffers: Sequence[WeightBuffer]) -> None:
-        """Send weights, and see that the server computes with them."""
+        """Send the newest weights, see that the server computes with them, and let it sample."""
         server.is_ready = False  # no turn begins here meanwhile
-        async with self._reading():
-            version = self._version
-            server.weights = f"{self._token}:{version}"
-            is_at_work = bool(server.under_way)
-            if is_at_work:  # turns keep what they have sampled, and go on once their keys and values are computed anew
-                await server.call("/pause?mode=keep", {})
-            for buffer in buffers:
-                await self._transfer(server, buffer, version=version)
-        await server.call("/reset_prefix_cache?reset_running_requests=true", {})
-        if is_at_work:
-            await server.call("/resume", {})
+        version = -1
+        while version != self._version:  # they may change again before a server that was started anew has them
+            async with self._reading():
+                version = self._version
+                server.weights = f"{self._token}:{version}"
+                is_at_work = bool(server.under_way)
+                if is_at_work:  # turns keep what is sampled, and go on once their keys and values are computed anew
+                    await server.call("/pause?mode=keep", {})
+                for buffer in buffers:
+                    await self._transfer(server, buffer, version=version)
+            await server.call("/reset_prefix_cache?reset_running_requests=true", {})
+            if is_at_work:
+                await server.call("/resume", {})
+        server.is_ready = True
         async with self._changed:
-            server.is_ready = True
             self._changed.notify_all()
 
     async def _transfer(self, server: Server, buffer: WeightBuffer, *, version: int) -> None:

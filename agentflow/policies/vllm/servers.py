@@ -109,7 +109,7 @@ class Server:
         """Where it keeps the adapter that it was last sent."""
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
-        self.mending = asyncio.Lock()
+        self.changing = asyncio.Lock()
         self._config = config
         self._launch = launch
         self._url = url or "http://localhost"
