@@ -1,6 +1,7 @@
 """Sending a learner's weights to a vLLM server beside a plain copy of their bytes.
 
     python -m tests.benchmarks.weight_sync --repeats 7
+    python -m tests.benchmarks.weight_sync --lora-rank 8                    # the adapter, beside the whole model
 
 Both write every byte once: the copy from one tensor to another in this process, the server from the learner's memory
 into its model, with the requests around it and the checksums of both sides. They alternate; medians are printed.
@@ -11,8 +12,10 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from agentflow.policies.vllm.policy import VllmPolicy
@@ -40,9 +43,15 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    model = model_of_100m()
+    parser.add_argument("--lora-rank", type=int, default=0)
+    words = parser.parse_args()
+    repeats = words.repeats
+    model: Any = model_of_100m()
     num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if words.lora_rank:
+        model = get_peft_model(model, LoraConfig(r=words.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+        sent = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        print(f"the adapter has {sent / 1e6:.1f} MB")
     source = torch.randint(0, 255, (num_bytes,), dtype=torch.uint8)
     target = torch.zeros_like(source)
     policy = VllmPolicy(model, [], config=ServerConfig(), max_episode_tokens=512)
