@@ -1,12 +1,28 @@
-"""Checksums by which a learner and a server see that they hold the same weights."""
+"""How a learner and a server see that they compute with the same weights, and alike."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Counts the changes of what learner and server say to each other."""
+
+
+def shape_of(config: Any) -> dict[str, Any]:
+    """Return what two models may differ in though each tensor of one fits into the other.
+
+    Args:
+        config: The configuration of the text model, as transformers reads it.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    return {
+        "heads": config.num_attention_heads,
+        "key_value_heads": getattr(config, "num_key_value_heads", None),
+        "rope_theta": rope.get("rope_theta", getattr(config, "rope_theta", None)),
+        "norm_epsilon": getattr(config, "rms_norm_eps", None),
+    }
 
 
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

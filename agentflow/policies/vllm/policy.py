@@ -19,7 +19,7 @@ from agentflow.policies.vllm.adapters import (
     base_weights,
     rank_of,
 )
-from agentflow.policies.vllm.digests import PROTOCOL
+from agentflow.policies.vllm.digests import PROTOCOL, shape_of
 from agentflow.policies.vllm.launch import Served, launches, served_lora_rank
 from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import ADAPTER, BASE, Server, ServerConfig
@@ -59,6 +59,7 @@ class VllmPolicy:
             "vocabulary": text.vocab_size,
             "layers": text.num_hidden_layers,
             "hidden_size": text.hidden_size,
+            **shape_of(text),
             "dtype": str(model.dtype).removeprefix("torch."),
             "logprobs": "processed_logprobs",
             "max_length": max_episode_tokens,

@@ -28,7 +28,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from agentflow.policies.vllm.digests import PROTOCOL, digests
+from agentflow.policies.vllm.digests import PROTOCOL, digests, shape_of
 
 ENGINE = "agentflow"
 _LIFELINE, _OURS = "AGENTFLOW_LIFELINE", "AGENTFLOW_SERVER"
@@ -242,6 +242,7 @@ class WorkerExtension:
             "vocabulary": config.get_vocab_size(),
             "layers": config.hf_text_config.num_hidden_layers,
             "hidden_size": config.hf_text_config.hidden_size,
+            **shape_of(config.hf_text_config),
             "dtype": str(config.dtype).removeprefix("torch."),
             "max_length": config.max_model_len,
             "logprobs": str(getattr(config.logprobs_mode, "value", config.logprobs_mode)),

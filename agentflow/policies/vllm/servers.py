@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from agentflow.config import Config
+from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError, PolicyFailure
 from agentflow.remote import detail_of, without_password
 
@@ -29,6 +29,7 @@ _SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
 _KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
+_OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server_args")
 _POLL_S = 0.2
 _ENDING_S = 5.0
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
@@ -64,6 +65,15 @@ class ServerConfig(Config):
     turn_s: float = Field(600.0, gt=0, description="Seconds after which a turn that is still sampled has failed.")
     hang_s: float = Field(30.0, gt=0, description="Seconds without a sign of life after which a server has hung.")
     restarts: int = Field(3, ge=0, description="Times that each server is restarted in a run.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ServerConfig":
+        inert = [name for name in _OF_OUR_OWN if is_changed(self, name)]
+        if self.urls and inert:
+            raise ConfigError(
+                f"policy.{inert[0]} does nothing to the servers of policy.urls.", "Leave one of them out."
+            )
+        return self
 
 
 class ServerTrouble(Exception):

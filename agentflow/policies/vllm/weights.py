@@ -24,6 +24,7 @@ from agentflow.policies.vllm.digests import digests
 
 _ALIGNMENT = 64
 _TOKEN_BYTES = 256
+_CHUNK_BYTES = 1 << 20
 _PATIENCE_S = 60.0
 
 
@@ -71,9 +72,12 @@ class WeightBuffer:
             "adapter": dict(adapter or {}),
         }
         self._sender = _Sender(self._memory, host) if host else None
+        self._digests: dict[str, str] | None = None
+        self._counting = threading.Lock()
 
     def publish(self) -> None:
         """Bring the buffer up to date."""
+        self._digests = None
         for name, weight in self._weights().items():
             if weight.data_ptr() != self._views[name].data_ptr():
                 self._views[name].copy_(weight.detach())
@@ -86,7 +90,10 @@ class WeightBuffer:
 
     def digests(self) -> dict[str, str]:
         """Return the checksums of the published weights, as servers compute them of theirs."""
-        return digests(self._views)
+        with self._counting:  # several servers ask at once
+            if self._digests is None:
+                self._digests = digests(self._views)
+            return self._digests
 
     def close(self) -> None:
         """Send nothing any more; the weights stay where they are, for as long as the model uses them."""
@@ -108,13 +115,15 @@ class _Sender:
 
     def __init__(self, memory: mmap.mmap, host: str) -> None:
         token = secrets.token_urlsafe(32)
+        view = memoryview(memory)
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 self.request.settimeout(_PATIENCE_S)
                 with closing(self.request.makefile("rb")) as said:
                     if hmac.compare_digest(said.readline(_TOKEN_BYTES).strip(), token.encode()):
-                        self.request.sendall(memory)
+                        for start in range(0, len(memory), _CHUNK_BYTES):  # the timeout is one for each call
+                            self.request.sendall(view[start : start + _CHUNK_BYTES])
 
         try:
             self._server = socketserver.ThreadingTCPServer((host, 0), Handler)

@@ -20,6 +20,8 @@ from agentflow.sandbox.process_tree import is_alive
 from tests.integration.vllm.served import (
     STOP,
     api_server_pids,
+    differences,
+    plain_weights,
     prompt,
     sample_all,
     server_pids,
@@ -70,16 +72,23 @@ async def test_servers_follow_an_update(policy: VllmPolicy) -> None:
     assert worst_difference(policy, completions) < CLOSE
 
 
-async def test_a_turn_under_way_survives_an_update_and_tells_the_older_version(policy: VllmPolicy) -> None:
-    before = policy.version
+async def test_a_turn_under_way_goes_on_with_the_new_weights_and_tells_the_older_version(policy: VllmPolicy) -> None:
+    before, older = policy.version, plain_weights(policy.model)
     work = asyncio.ensure_future(sample_all(policy, 8, max_tokens=400))
     await asyncio.sleep(0.3)
-    await asyncio.to_thread(scale, policy, 1.0)
+    await asyncio.to_thread(scale, policy, 1.02)
     completions = await work
     assert {c.policy_version for c in completions} == {before}
     assert policy.version == before + 1
-    # The weights have not changed: whatever was computed anew after the update is what it was.
-    assert worst_difference(policy, completions) < CLOSE
+    newer = plain_weights(policy.model)
+    changed = 0
+    for old, new in zip(*(differences(weights, completions) for weights in (older, newer)), strict=True):
+        num_older = next((i for i, difference in enumerate(old.tolist()) if difference >= CLOSE), len(old))
+        # What follows was sampled with all keys and values of the new weights, those of the prompt included.
+        assert num_older > 0
+        assert float(new[num_older:].max() if num_older < len(old) else 0.0) < CLOSE
+        changed += num_older < len(old)
+    assert changed > 0
 
 
 async def test_a_prompt_that_leaves_no_room_fails_its_episode_only(policy: VllmPolicy) -> None:
