@@ -29,7 +29,7 @@ def test_one_changed_bit_changes_the_digest_of_its_layer_only() -> None:
 
 @pytest.mark.parametrize("change", [{"rope_theta": 5.0}, {"num_attention_heads": 4}, {"rms_norm_eps": 1e-3}])
 def test_models_that_only_compute_otherwise_have_another_shape(change: dict[str, Any]) -> None:
-    same = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    same: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4}
     assert shape_of(Qwen3Config(**same)) == shape_of(Qwen3Config(**same))
     assert shape_of(Qwen3Config(**{**same, **change})) != shape_of(Qwen3Config(**same))
 
