@@ -129,7 +129,7 @@ def server_python(config: ServerConfig) -> str:
 
 def variables(config: ServerConfig, served: Served) -> dict[str, str]:
     """Return the environment variables of a server."""
-    # vLLM 0.32 compiles two functions of its sampler in spite of --enforce-eager, half a minute long, at the first turn.
+    # In spite of --enforce-eager vLLM 0.32 compiles two functions of its sampler at the first turn: half a minute.
     cpu = {} if served.gpus else {"VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb), "TORCHDYNAMO_DISABLE": "1"}
     switches = ["AGENTFLOW_SERVER", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"]
     if served.lora_rank:
