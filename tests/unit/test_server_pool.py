@@ -44,7 +44,7 @@ class FakeServer:
         self.changing = asyncio.Lock()
         self.held, self.version = -1, "default"
         self.is_dead = False
-        self.failures: list[Exception] = []
+        self.failures: list[Any] = []
         self.loses_updates = False
         self.paths: list[str] = []
         self.turn_s = 0.0

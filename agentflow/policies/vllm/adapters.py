@@ -33,7 +33,8 @@ def adapter_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     The scale `alpha / rank` is in B already, before it is rounded to the dtype of the base.
     """
     found = {}
-    for name, module in base_of(model).named_modules():
+    base: Any = base_of(model)  # to type checkers, a module's attributes are tensors or modules
+    for name, module in base.named_modules():
         if hasattr(module, "lora_A") and _NAME in module.lora_A:
             a, b = module.lora_A[_NAME].weight, module.lora_B[_NAME].weight
             found[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().to(model.dtype)
