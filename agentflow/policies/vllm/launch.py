@@ -135,7 +135,7 @@ def variables(config: ServerConfig, served: Served) -> dict[str, str]:
         switches.append("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
     if served.gpus:
         return dict.fromkeys(switches, "1")
-    # Else vLLM 0.32 compiles, in spite of --enforce-eager, two functions of its sampler at the first turn: half a minute.
+    # Else vLLM 0.32, in spite of --enforce-eager, compiles parts of its sampler at the first turn: half a minute.
     switches.append("TORCHDYNAMO_DISABLE")
     return {**dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
 
