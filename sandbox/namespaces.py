@@ -24,6 +24,8 @@ _NUMBERS = {"x86_64": (56, 442, 155), "aarch64": (220, 442, 41)}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_forking = ctypes.PyDLL(None)  # it keeps the interpreter's lock, which the child then holds as well
+_forking.syscall.restype = ctypes.c_long
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # each execution makes some fifty of these calls
 
 
@@ -50,18 +52,14 @@ def unshare(flags: int) -> None:
 
 
 def clone(flags: int) -> int:
-    """Fork into new namespaces: 0 in the child, which is a single thread, its number in the parent."""
+    """Fork into new namespaces: 0 in the child, its number in the parent.
+
+    For a process of one thread, which holds no lock, there is nothing that Python would have to mend in the child; its
+    hooks for forks are left to the forks of the child itself.
+    """
     number = _number(0)
     arguments = [ctypes.c_long(value) for value in (number, flags | signal.SIGCHLD, 0, 0, 0, 0)]
-    # PyDLL keeps the interpreter's lock: nothing else of this process may run between the three calls.
-    forking, python = ctypes.PyDLL(None).syscall, ctypes.pythonapi
-    forking.restype = ctypes.c_long
-    python.PyOS_BeforeFork()
-    pid = int(forking(*arguments))
-    if pid == 0:
-        python.PyOS_AfterFork_Child()
-        return 0
-    python.PyOS_AfterFork_Parent()
+    pid = int(_forking.syscall(*arguments))
     if pid < 0:
         raise OSError("clone: the kernel makes no namespaces here (see `agentflow sandbox doctor`)")
     return pid
