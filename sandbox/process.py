@@ -11,7 +11,7 @@ polls the tree, and resource limits bound each process. `Result.enforced` says w
 
 import asyncio
 import importlib.util
-import json
+import marshal
 import os
 import re
 import signal
@@ -189,15 +189,11 @@ class _Execution:
         return with_figures(result, plots)
 
     async def _start(self, program: Program, stdout: Pipe, stderr: Pipe, *, figures: FigureFile) -> None:
-        told = {
-            "language": program.language,
-            "code": program.code.encode("utf-8", "replace").decode(),
-            "seed": program.seed,
-            "files": {name: content.hex() for name, content in program.files.items()},
-        }
+        code = program.code.encode("utf-8", "replace").decode()
+        told = (program.language, code, program.seed, dict(program.files))
         with ExitStack() as opened:
             files = {
-                "program": opened.enter_context(memory_file(json.dumps(told).encode())),
+                "program": opened.enter_context(memory_file(marshal.dumps(told))),
                 "stdin": opened.enter_context(memory_file(program.stdin)),
                 "stdout": stdout.writing,
                 "stderr": stderr.writing,
