@@ -120,7 +120,7 @@ class _Slot:
             if limits != self._limits:
                 self._group.limit(limits)
                 self._limits = limits
-            self._group.forget_peak()
+            self._group.forget_peak(self._files)
         return self._files
 
     @property
@@ -201,8 +201,6 @@ class _Execution:
                 **self._slot.group_files(self._limits),
             }
             self._number = await self._launcher.start(spec_of("run", self._limits), files, self._hear)
-        for stream in (stdout, stderr):
-            stream.close_writing()
         if self._ended_by:
             self.end(self._ended_by)  # it was cancelled meanwhile
 
