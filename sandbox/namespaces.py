@@ -25,7 +25,7 @@ _NUMBERS = {"x86_64": (56, 442, 155), "aarch64": (220, 442, 41)}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-_forking = ctypes.PyDLL(None)  # it keeps the interpreter's lock, which the child then holds as well
+_forking = ctypes.PyDLL(None, use_errno=True)  # it keeps the interpreter's lock, which the child then holds as well
 _forking.syscall.restype = ctypes.c_long
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # each execution makes some fifty of these calls
 
