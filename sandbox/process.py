@@ -165,11 +165,13 @@ class _Execution:
                 streams = [opened.enter_context(Pipe(each, lambda: self.end("output_limit"))) for each in kept]
                 figures = opened.enter_context(FigureFile())
                 await self._start(program, *streams, figures=figures)
-                event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
-                plots = figures.take()
-        except TimeoutError:
-            event = {"broken": "the zygote does not answer"}
-            self._launcher.close()
+                await asyncio.wait([self._died], timeout=self._limits.wall_s + _LOST_S)
+                if self._died.done():
+                    event, plots = self._died.result(), figures.take()
+                else:
+                    event = {"broken": "the zygote does not answer"}
+            if not self._died.done():
+                self._launcher.close()
         except (LauncherBroken, OSError) as error:  # nothing was started; others of the zygote go on
             event = {"broken": str(error)}
         stdout, stderr = (each.output() for each in kept)

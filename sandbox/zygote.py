@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,31 +149,31 @@ class Zygote:
         return True
 
     def _start(self, asked: dict[str, Any], files: list[int]) -> None:
+        # Where it has no room for all of them, some are missing.
+        named = dict(zip(asked["names"], files, strict=False))
+        kept = [descriptor for name, descriptor in named.items() if name in FILES]
+        given = [descriptor for name, descriptor in named.items() if name not in FILES]
         try:
-            with ExitStack() as given, ExitStack() as kept:
-                for name, descriptor in zip(
-                    asked["names"], files, strict=False
-                ):  # where it has no room, some are missing
-                    (kept if name in FILES else given).callback(os.close, descriptor)
-                child = self._begin(asked, files, given=given, kept=kept)
-                kept.pop_all()
+            child = self._begin(asked, named, given=given, kept=kept)
         except OSError as error:
+            _close_all(kept)
             self._tell({"event": "died", "number": asked["number"], "broken": f"it cannot be started: {error}"})
             return
+        finally:
+            _close_all(given)
         self._children[child.number] = child
         if child.watch is not None:
             self._look_again(child, child.watch)
 
-    def _begin(self, asked: dict[str, Any], given_files: list[int], *, given: ExitStack, kept: ExitStack) -> Child:
-        """Fork process 1; `given` closes what only that needs, `kept` what this process needs until it ends."""
+    def _begin(self, asked: dict[str, Any], files: dict[str, int], *, given: list[int], kept: list[int]) -> Child:
+        """Fork process 1; `given` is closed then, `kept` once it has ended."""
         reading, writing = os.pipe()
-        kept.callback(os.close, reading)
-        given.callback(os.close, writing)
+        kept.append(reading)
+        given.append(writing)
         hints, hinting = hint_channel()
-        kept.callback(os.close, hints)
-        given.callback(os.close, hinting)
-        self._check_room(hinting, is_whole=len(given_files) == len(asked["names"]))
-        files = dict(zip(asked["names"], given_files, strict=True))
+        kept.append(hints)
+        given.append(hinting)
+        self._check_room(hinting, is_whole=len(files) == len(asked["names"]))
         spec = asked["spec"]
         spec["has_group"] = "cpu" in files
         meter: Meter | None = GroupMeter(files) if spec["has_group"] else None
@@ -185,7 +184,7 @@ class Zygote:
         if pid == 0:
             become_first(start)
         handle = _handle_of(pid)
-        kept.callback(os.close, handle)
+        kept.append(handle)
         child = Child(
             asked["number"],
             pid,
@@ -335,6 +334,11 @@ def _shown(sample: Sample) -> dict[str, Any]:
         "out_of_memory": sample.out_of_memory,
         "out_of_processes": sample.out_of_processes,
     }
+
+
+def _close_all(files: Sequence[int]) -> None:
+    for descriptor in files:
+        os.close(descriptor)
 
 
 def _handle_of(pid: int) -> int:
