@@ -145,11 +145,16 @@ async def leaves_behind(sandbox: Sandbox, executions: int) -> Mapping[str, int]:
 
     # What is allocated once, whatever the number of executions, is no growth.
     wrong = await batch(0, min(300, executions))
-    before, step = _state(), 100
+    before, step = await _settled(), 100
     for start in range(0, executions, step):
         wrong += await batch(start, min(executions, start + step))
-    await asyncio.sleep(0.5)
-    return {"wrong": wrong, **{name: value - before[name] for name, value in _state().items()}}
+    after = await _settled()
+    return {"wrong": wrong, **{name: value - before[name] for name, value in after.items()}}
+
+
+async def _settled() -> Counter[str]:
+    await asyncio.sleep(0.5)  # what ran last is told of before its files are closed
+    return _state()
 
 
 def _state() -> Counter[str]:

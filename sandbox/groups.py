@@ -61,10 +61,14 @@ class Group:
         with contextlib.suppress(OSError):  # without swap there is no such file
             self._write("memory", "memory.swap.max", 0)
 
-    def forget_peak(self) -> None:
-        """Measure the peak of memory from here on, where the kernel lets one say so."""
+    def forget_peak(self, files: Mapping[str, int]) -> None:
+        """Measure the peak of memory from here on, where the kernel lets one say so.
+
+        Args:
+            files: Its open files.
+        """
         if self.version == 1:
-            self._write("memory", "memory.max_usage_in_bytes", 0)
+            os.pwrite(files["peak"], b"0", 0)
 
     def open_files(self) -> dict[str, int]:
         """Open what joins and measures it; the caller closes."""
@@ -76,7 +80,9 @@ class Group:
             "memory_events": memory / ("memory.oom_control" if first else "memory.events"),
             "process_events": pids / "pids.events",
         }
-        found = [(name, path, os.O_RDONLY) for name, path in wanted.items() if path.exists()]
+        # That of version 1 is written, to forget what was.
+        modes = {"peak": os.O_RDWR} if first else {}
+        found = [(name, path, modes.get(name, os.O_RDONLY)) for name, path in wanted.items() if path.exists()]
         # A process that moves its only thread need not wait, some 10 ms, until no other process forks or ends.
         joined = "tasks" if first else "cgroup.procs"
         for number, folder in enumerate(dict.fromkeys(self.folders.values())):

@@ -122,6 +122,8 @@ class Launcher:
                 self._lose(f"the zygote cannot be started: {error}")
                 raise LauncherBroken(str(error)) from None
         ready = self._ready
+        if ready.done():  # spare it the turns of the loop that waiting takes
+            return ready.result()
         try:
             await asyncio.wait_for(asyncio.shield(ready), _BOOT_S)
         except TimeoutError:

@@ -11,7 +11,7 @@ polls the tree, and resource limits bound each process. `Result.enforced` says w
 
 import asyncio
 import importlib.util
-import json
+import marshal
 import os
 import re
 import signal
@@ -120,7 +120,7 @@ class _Slot:
             if limits != self._limits:
                 self._group.limit(limits)
                 self._limits = limits
-            self._group.forget_peak()
+            self._group.forget_peak(self._files)
         return self._files
 
     @property
@@ -165,11 +165,13 @@ class _Execution:
                 streams = [opened.enter_context(Pipe(each, lambda: self.end("output_limit"))) for each in kept]
                 figures = opened.enter_context(FigureFile())
                 await self._start(program, *streams, figures=figures)
-                event = await asyncio.wait_for(asyncio.shield(self._died), self._limits.wall_s + _LOST_S)
-                plots = figures.take()
-        except TimeoutError:
-            event = {"broken": "the zygote does not answer"}
-            self._launcher.close()
+                await asyncio.wait([self._died], timeout=self._limits.wall_s + _LOST_S)
+                if self._died.done():
+                    event, plots = self._died.result(), figures.take()
+                else:
+                    event = {"broken": "the zygote does not answer"}
+            if not self._died.done():
+                self._launcher.close()
         except (LauncherBroken, OSError) as error:  # nothing was started; others of the zygote go on
             event = {"broken": str(error)}
         stdout, stderr = (each.output() for each in kept)
@@ -189,15 +191,11 @@ class _Execution:
         return with_figures(result, plots)
 
     async def _start(self, program: Program, stdout: Pipe, stderr: Pipe, *, figures: FigureFile) -> None:
-        told = {
-            "language": program.language,
-            "code": program.code.encode("utf-8", "replace").decode(),
-            "seed": program.seed,
-            "files": {name: content.hex() for name, content in program.files.items()},
-        }
+        code = program.code.encode("utf-8", "replace").decode()
+        told = (program.language, code, program.seed, dict(program.files))
         with ExitStack() as opened:
             files = {
-                "program": opened.enter_context(memory_file(json.dumps(told).encode())),
+                "program": opened.enter_context(memory_file(marshal.dumps(told))),
                 "stdin": opened.enter_context(memory_file(program.stdin)),
                 "stdout": stdout.writing,
                 "stderr": stderr.writing,
@@ -205,8 +203,6 @@ class _Execution:
                 **self._slot.group_files(self._limits),
             }
             self._number = await self._launcher.start(spec_of("run", self._limits), files, self._hear)
-        for stream in (stdout, stderr):
-            stream.close_writing()
         if self._ended_by:
             self.end(self._ended_by)  # it was cancelled meanwhile
 

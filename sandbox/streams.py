@@ -53,8 +53,9 @@ def memory_file(content: bytes) -> Iterator[int]:
     """Hold bytes in an anonymous file that is read from its start."""
     descriptor = os.memfd_create("sandbox")
     try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(content)
+        left = memoryview(content)
+        while left:  # one write takes 2 GB at most
+            left = left[os.write(descriptor, left) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
         yield descriptor
     finally:

@@ -2,12 +2,13 @@
 
 import errno
 import json
+import marshal
 import os
 import resource
-import select
 import signal
 import socket
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,9 +20,10 @@ MAX_OPEN_FILES = 256
 READY, REFUSED = "ready", "refused: "
 _MESSAGE_BYTES = 1 << 16
 _HINT_CHARS, _MAX_HINTS = 400, 8
-_MEEKNESS = 5
 _STACKS_BYTES = 128 << 20
 """Room for the stacks of threads, which are mapped whole and hardly used."""
+Gaps = Sequence[tuple[int, int]]
+"""Ranges of descriptors, their ends not included."""
 _HARMLESS = namespaces.NO_SETUID | namespaces.NO_DEVICES
 
 
@@ -40,105 +42,115 @@ class OwnBytes:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What process 1 needs.
+    """What process 1 needs, worked out before it is forked: what a fork writes to is copied first.
 
     Attributes:
-        spec: What the host sent: kind and limits.
+        is_session: Whether it serves cells, not one program.
+        user: Its user outside.
+        group: Its group outside.
         files: Descriptors by name.
-        report: Where process 1 tells the zygote what happened, a line of JSON each.
+        report: Where process 1 tells the zygote what happened, in JSON.
+        closing: What process 1 closes.
+        closing_in_worker: What the worker closes once its streams are in their places.
+        closing_in_first: What process 1 closes once the worker has it.
+        work_options: The options of its work space's mount.
+        has_network: Whether it has a network of its own.
+        limits: Resource limits by number.
+        meekness: How much it is nicer than the zygote.
         steps: The system-call filter.
-        own_bytes: What the interpreter itself has of memory, on top of what the program may have.
     """
 
-    spec: Mapping[str, Any]
+    is_session: bool
+    user: int
+    group: int
     files: Mapping[str, int]
     report: int
-    steps: bytes
-    own_bytes: OwnBytes
+    closing: Gaps
+    closing_in_worker: Gaps
+    closing_in_first: Gaps
+    work_options: str
+    has_network: bool
+    limits: Sequence[tuple[int, int]]
+    meekness: int
+    steps: namespaces.Filter
 
 
 def become_first(start: Start) -> NoReturn:
     """Be process 1: build the place, fork the worker, tell how it ended. Never returns."""
     try:
         namespaces.die_with_parent()
-        _keep_only([start.report, *start.files.values()])
+        _close(start.closing)
         _build_place(start)
-        hints, hinting = _hint_channel()
         namespaces.set_inspectable(False)
-        worker = os.fork()
+        worker = namespaces.fork()
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
-        _tell(start.report, {"broken": f"{type(error).__name__}: {error}"})
+        os.write(start.report, json.dumps({"broken": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)
     if worker == 0:
-        os.close(hints)
-        os.close(start.report)
-        _become_worker(start, hinting)
-    os.close(hinting)
-    _keep_only([start.report, hints])
-    _wait(worker, start, hints)
+        _become_worker(start)
+    _close(start.closing_in_first)
+    _wait(worker, start)
     os._exit(0)
 
 
-def _wait(worker: int, start: Start, hints: int) -> None:
-    is_session = start.spec["kind"] == "session"
+def _wait(worker: int, start: Start) -> None:
     while True:
         try:
             pid, status = os.wait()
         except ChildProcessError:
             return
         if pid == worker:
-            _tell(start.report, {"hints": _read_now(hints), "is_full": _is_full(), "status": status})
-            if not is_session:
+            os.write(start.report, b'{"status": %d, "is_full": %d}' % (status, _is_full()))
+            if not start.is_session:
                 return
 
 
 def _build_place(start: Start) -> None:
-    spec, files = start.spec, start.files
-    for name, descriptor in files.items():
+    for name, descriptor in start.files.items():
         if name.startswith("join"):
             os.write(descriptor, b"0")
-    namespaces.map_user(INSIDE, user=os.getuid() if spec["user"] is None else spec["user"], group=spec["group"])
+    namespaces.map_user(INSIDE, user=start.user, group=start.group)
     namespaces.mount("proc", "/proc", flags=namespaces.READ_ONLY | namespaces.NO_PROGRAMS | _HARMLESS)
-    options = f"size={spec['disk_mb']}m,nr_inodes={spec['max_files']},mode=0700"
-    namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=options)
+    namespaces.mount("tmpfs", WORK, flags=_HARMLESS, options=start.work_options)
     os.chdir(WORK)
     socket.sethostname("sandbox")
-    if spec["has_network"]:
+    if start.has_network:
         namespaces.loopback_up()
     os.setsid()
     namespaces.drop_capabilities()
     namespaces.install_filter(start.steps)
 
 
-def _become_worker(start: Start, hinting: int) -> NoReturn:
-    spec = start.spec
+def _become_worker(start: Start) -> NoReturn:
+    hinting = start.files["hints"]
     hint: Callable[[str], None] = lambda word: _hint(hinting, word)  # noqa: E731
     try:
+        threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
         namespaces.set_inspectable(True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for name, target in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
             if name in start.files:
                 os.dup2(start.files[name], target)
-        program = _load(start.files["program"]) if "program" in start.files else {}
-        channel = os.dup(start.files["channel"]) if "channel" in start.files else -1
+        language, code, seed, files = ("", "", 0, {}) if start.is_session else _load(start.files["program"])
         figures = start.files["figures"]
-        os.set_inheritable(figures, False)
-        _keep_only([0, 1, 2, hinting, channel, figures])
+        for descriptor in (figures, start.files.get("channel", figures)):
+            os.set_inheritable(descriptor, False)
+        _close(start.closing_in_worker)
         try:
-            _write_files(program.get("files", {}))
+            _write_files(files)
         except OSError as error:
             hint(f"{REFUSED}{error}")
             os._exit(1)
-        _lower_limits(spec, start.own_bytes)
+        _lower_limits(start)
         hint(READY)
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
         hint(f"{type(error).__name__}: {error}")
         os._exit(1)
-    if channel >= 0:
-        serve_cells(socket.socket(fileno=channel), figures=figures)
-    if program["language"] == "shell":
-        _become_shell(program["code"])
-    run_program(program["code"], program["seed"], hint, figures=figures)
+    if start.is_session:
+        serve_cells(socket.socket(fileno=start.files["channel"]), figures=figures)
+    if language == "shell":
+        _become_shell(code)
+    run_program(code, seed, hint, figures=figures)
 
 
 def _become_shell(code: str) -> NoReturn:
@@ -153,22 +165,28 @@ def _become_shell(code: str) -> NoReturn:
     os.execv("/bin/sh", ["sh", f"/proc/self/fd/{script}"])  # noqa: S606
 
 
-def _load(descriptor: int) -> dict[str, Any]:
+def _load(descriptor: int) -> tuple[str, str, int, dict[str, bytes]]:
     size, content = os.fstat(descriptor).st_size, b""
     while len(content) < size:  # one read returns 2 GB at most
         content += os.pread(descriptor, size - len(content), len(content))
-    found: dict[str, Any] = json.loads(content)
+    found: tuple[str, str, int, dict[str, bytes]] = marshal.loads(content)  # noqa: S302  the host has written it
     return found
 
 
-def _write_files(files: Mapping[str, str]) -> None:
-    for name, text in files.items():
+def _write_files(files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
         os.makedirs(os.path.dirname(f"{WORK}/{name}"), exist_ok=True)
         with open(f"{WORK}/{name}", "wb") as file:
-            file.write(bytes.fromhex(text))
+            file.write(content)
 
 
-def _lower_limits(spec: Mapping[str, Any], own: OwnBytes) -> None:
+def limits_of(spec: Mapping[str, Any], own: OwnBytes) -> Sequence[tuple[int, int]]:
+    """Return the resource limits of an execution, by number.
+
+    Args:
+        spec: What the host sent.
+        own: What the interpreter itself has of memory, on top of what the program may have.
+    """
     limits = {
         resource.RLIMIT_CORE: 1,  # 0 would not keep the kernel from piping a core dump to a helper; 1 does
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
@@ -180,26 +198,34 @@ def _lower_limits(spec: Mapping[str, Any], own: OwnBytes) -> None:
         resource.RLIMIT_NPROC: spec["max_processes"] + 1,
     }
     if not spec["has_group"]:
-        # The zygote's looks at memory must not wait for the program's turn. Pages that were written by a process which
-        # has ended are in no process's resident memory: only the address space bounds them.
-        os.nice(_MEEKNESS)
+        # Pages that were written by a process which has ended are in no process's resident memory: only the address
+        # space bounds them.
         limits[resource.RLIMIT_DATA] = own.data + (spec["memory_mb"] << 20)
         limits[resource.RLIMIT_AS] = own.mapped + 2 * (spec["memory_mb"] << 20) + _STACKS_BYTES
     if spec["kind"] == "session":
         del limits[resource.RLIMIT_CPU]  # it counts over all cells
-    for kind, value in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    most = {kind: resource.getrlimit(kind)[1] for kind in limits}
+    infinite = resource.RLIM_INFINITY
+    return [(kind, value if most[kind] == infinite else min(value, most[kind])) for kind, value in limits.items()]
+
+
+def _lower_limits(start: Start) -> None:
+    if start.meekness:
+        os.nice(start.meekness)
+    for kind, value in start.limits:
         resource.setrlimit(kind, (value, value))
 
 
-def _keep_only(kept: list[int]) -> None:
-    after = 0
-    for descriptor in sorted({0, 1, 2, *kept} - {-1}):
-        if after < descriptor:  # an empty range at 0 would be taken for all
-            os.closerange(after, descriptor)
-        after = descriptor + 1
-    os.closerange(after, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+def gaps_between(*kept: int) -> Gaps:
+    """Return the ranges of all descriptors but the standard ones and those given."""
+    edges = sorted({0, 1, 2, *kept})
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return [(low + 1, high) for low, high in zip(edges, [*edges[1:], most], strict=True) if low + 1 < high]
+
+
+def _close(gaps: Gaps) -> None:
+    for low, high in gaps:
+        os.closerange(low, high)
 
 
 def _is_full() -> bool:
@@ -207,15 +233,12 @@ def _is_full() -> bool:
     return place.f_bavail == 0 or place.f_favail == 0
 
 
-def _tell(descriptor: int, what: Mapping[str, Any]) -> None:
-    os.write(descriptor, json.dumps(what).encode() + b"\n")
-
-
-def _hint_channel() -> tuple[int, int]:
+def hint_channel() -> tuple[int, int]:
     """Return the ends of a one-way channel which, unlike a pipe, nobody can open again through /proc and read."""
     reading, writing = socket.socketpair()
     reading.shutdown(socket.SHUT_WR)
     writing.shutdown(socket.SHUT_RD)
+    reading.setblocking(False)
     writing.setblocking(False)
     return reading.detach(), writing.detach()
 
@@ -228,9 +251,10 @@ def _hint(descriptor: int, word: str) -> None:
             raise
 
 
-def _read_now(descriptor: int) -> list[str]:
-    """Read the lines that are there; the code may have kept the other end open, or written what it liked."""
-    if not select.select([descriptor], [], [], 0)[0]:
+def read_hints(descriptor: int) -> list[str]:
+    """Read what the worker told; the code may have written there what it liked."""
+    try:
+        lines = os.read(descriptor, _MESSAGE_BYTES).decode("utf-8", "replace").splitlines()
+    except BlockingIOError:
         return []
-    lines = os.read(descriptor, _MESSAGE_BYTES).decode("utf-8", "replace").splitlines()
     return [line[:_HINT_CHARS] for line in lines[:_MAX_HINTS]]

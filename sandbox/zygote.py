@@ -16,20 +16,22 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agentflow.sandbox import namespaces, system
 from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
 from agentflow.sandbox.process_tree import kill_tree, tree_usage
 from agentflow.sandbox.seccomp import bpf_filter
-from agentflow.sandbox.worker import OwnBytes, Start, become_first
+from agentflow.sandbox.worker import OwnBytes, Start, become_first, gaps_between, hint_channel, limits_of, read_hints
 
 _PACKET_BYTES = 1 << 16
 _MAX_FILES = 16
 _SPARE_FILES = 32
 """Descriptors that no execution takes, so that those under way can still be watched and ended."""
+_WORKERS = ("hints", "figures", "channel")
+"""Files that stay open in the worker, beside its streams."""
+_MEEKNESS = 5
 _MIN_WAIT_S = 0.005
 _RESTING_S = 1.0
 _NOTHING = Sample(0.0, 0.0)
@@ -61,6 +63,7 @@ class Child:
     pid: int
     handle: int
     report: int
+    hints: int
     meter: Meter
     memory_mb: float
     max_processes: int
@@ -69,9 +72,6 @@ class Child:
     started_at: float
     watch: Watch | None
     reason: str = ""
-    told: dict[str, Any] = field(default_factory=dict)
-    unread: bytes = b""
-    is_heard_out: bool = False
     last: Sample = _NOTHING
     cell_from: Sample = _NOTHING
     cell_at: float = 0.0
@@ -108,10 +108,10 @@ class Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: dict[int, Child] = {}
-        self._by_descriptor: dict[int, Child] = {}
+        self._by_handle: dict[int, Child] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
-        self._steps = bpf_filter()
+        self._filter = namespaces.Filter(bpf_filter())
         self._network = Network()
         with open("/proc/self/status") as file:
             status = dict(line.split(":", 1) for line in file)
@@ -131,12 +131,8 @@ class Zygote:
             if descriptor == self._control.fileno():
                 if not self._receive():
                     return False
-                continue
-            child = self._by_descriptor.get(descriptor)
-            if child is not None and descriptor == child.handle:
-                self._bury(child)
-            elif child is not None:
-                self._listen(child)
+            elif descriptor in self._by_handle:
+                self._bury(self._by_handle[descriptor])
         return True
 
     def _receive(self) -> bool:
@@ -153,59 +149,79 @@ class Zygote:
         return True
 
     def _start(self, asked: dict[str, Any], files: list[int]) -> None:
+        # Where it has no room for all of them, some are missing.
+        named = dict(zip(asked["names"], files, strict=False))
+        kept = [descriptor for name, descriptor in named.items() if name in FILES]
+        given = [descriptor for name, descriptor in named.items() if name not in FILES]
         try:
-            with ExitStack() as given, ExitStack() as kept:
-                for name, descriptor in zip(
-                    asked["names"], files, strict=False
-                ):  # where it has no room, some are missing
-                    (kept if name in FILES else given).callback(os.close, descriptor)
-                child = self._begin(asked, files, given=given, kept=kept)
-                kept.pop_all()
+            child = self._begin(asked, named, given=given, kept=kept)
         except OSError as error:
+            _close_all(kept)
             self._tell({"event": "died", "number": asked["number"], "broken": f"it cannot be started: {error}"})
             return
+        finally:
+            _close_all(given)
         self._children[child.number] = child
         if child.watch is not None:
             self._look_again(child, child.watch)
 
-    def _begin(self, asked: dict[str, Any], given_files: list[int], *, given: ExitStack, kept: ExitStack) -> Child:
-        """Fork process 1; `given` closes what only that needs, `kept` what this process needs until it ends."""
+    def _begin(self, asked: dict[str, Any], files: dict[str, int], *, given: list[int], kept: list[int]) -> Child:
+        """Fork process 1; `given` is closed then, `kept` once it has ended."""
         reading, writing = os.pipe()
-        kept.callback(os.close, reading)
-        given.callback(os.close, writing)
-        self._check_room(writing, is_whole=len(given_files) == len(asked["names"]))
-        files = dict(zip(asked["names"], given_files, strict=True))
+        kept.append(reading)
+        given.append(writing)
+        hints, hinting = hint_channel()
+        kept.append(hints)
+        given.append(hinting)
+        self._check_room(hinting, is_whole=len(files) == len(asked["names"]))
         spec = asked["spec"]
-        has_group, is_session = "cpu" in files, spec["kind"] == "session"
-        # One program runs at a time: until one has left traces, the zygote's network is as good as a new one.
-        has_network = is_session or self._network.is_used()
-        spec |= {"user": os.getuid(), "group": os.getgid(), "has_group": has_group, "has_network": has_network}
-        meter: Meter | None = GroupMeter(files) if has_group else None
+        spec["has_group"] = "cpu" in files
+        meter: Meter | None = GroupMeter(files) if spec["has_group"] else None
+        inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
+        start = self._prepared(spec, {**inside, "hints": hinting}, report=writing)
         started_at = time.monotonic()
-        pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if has_network else 0))
+        pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if start.has_network else 0))
         if pid == 0:
-            inside = {name: descriptor for name, descriptor in files.items() if name not in FILES}
-            become_first(Start(spec, inside, writing, self._steps, self._own_bytes))
+            become_first(start)
         handle = _handle_of(pid)
-        kept.callback(os.close, handle)
-        os.set_blocking(reading, False)
+        kept.append(handle)
         child = Child(
             asked["number"],
             pid,
             handle,
             reading,
+            hints,
             meter or TreeMeter(pid, self._shared_mb),
             memory_mb=spec["memory_mb"],
             max_processes=spec["max_processes"],
             cpu_s=spec["cpu_s"],
-            has_group=has_group,
+            has_group=spec["has_group"],
             started_at=started_at,
-            watch=None if is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
+            watch=None if start.is_session else Watch(spec["cpu_s"], started_at + spec["wall_s"], None),
         )
-        for descriptor in (handle, reading):
-            self._by_descriptor[descriptor] = child
-            self._poll.register(descriptor, select.POLLIN)
+        self._by_handle[handle] = child
+        self._poll.register(handle, select.POLLIN)
         return child
+
+    def _prepared(self, spec: dict[str, Any], files: dict[str, int], *, report: int) -> Start:
+        is_session = spec["kind"] == "session"
+        return Start(
+            is_session=is_session,
+            user=os.getuid(),
+            group=os.getgid(),
+            files=files,
+            report=report,
+            closing=gaps_between(report, *files.values()),
+            closing_in_worker=gaps_between(*(files[name] for name in _WORKERS if name in files)),
+            closing_in_first=gaps_between(report),
+            work_options=f"size={spec['disk_mb']}m,nr_inodes={spec['max_files']},mode=0700",
+            # One program runs at a time: until one has left traces, the zygote's network is as good as a new one.
+            has_network=is_session or self._network.is_used(),
+            limits=limits_of(spec, self._own_bytes),
+            # Without a control group the zygote looks at memory, which must not wait for the program's turn.
+            meekness=0 if spec["has_group"] else _MEEKNESS,
+            steps=self._filter,
+        )
 
     def _check_room(self, newest: int, *, is_whole: bool) -> None:
         """Refuse a start that would take the last descriptors."""
@@ -289,32 +305,17 @@ class Zygote:
     def _kill(self, child: Child) -> None:
         signal.pidfd_send_signal(child.handle, signal.SIGKILL)
 
-    def _listen(self, child: Child) -> None:
-        while not child.is_heard_out:
-            try:
-                data = os.read(child.report, _PACKET_BYTES)
-            except BlockingIOError:
-                return
-            *lines, child.unread = (child.unread + data).split(b"\n")
-            for line in lines:
-                child.told |= json.loads(line)
-            if not data:
-                child.is_heard_out = True
-                self._poll.unregister(child.report)
-
     def _bury(self, child: Child) -> None:
         last = child.meter.sample() if child.has_group else child.last
         _, _, used = os.wait4(child.pid, 0)
-        self._poll.unregister(child.handle)
-        self._listen(child)
         if not child.has_group:
             last = Sample(max(last.cpu_s, used.ru_utime + used.ru_stime), max(last.memory_mb, used.ru_maxrss / 1024))
-        wall_s = time.monotonic() - child.started_at
-        event = {"event": "died", "number": child.number, "reason": child.reason, "wall_s": wall_s}
-        self._tell(event | _shown(last) | child.told)
-        del self._children[child.number]
-        for descriptor in (child.handle, child.report):
-            del self._by_descriptor[descriptor]
+        event = {"event": "died", "number": child.number, "reason": child.reason, "hints": read_hints(child.hints)}
+        event["wall_s"] = time.monotonic() - child.started_at
+        self._tell(event | _shown(last) | json.loads(os.read(child.report, _PACKET_BYTES) or b"{}"))
+        self._poll.unregister(child.handle)
+        del self._children[child.number], self._by_handle[child.handle]
+        for descriptor in (child.handle, child.report, child.hints):
             os.close(descriptor)
         child.meter.close()
 
@@ -333,6 +334,11 @@ def _shown(sample: Sample) -> dict[str, Any]:
         "out_of_memory": sample.out_of_memory,
         "out_of_processes": sample.out_of_processes,
     }
+
+
+def _close_all(files: Sequence[int]) -> None:
+    for descriptor in files:
+        os.close(descriptor)
 
 
 def _handle_of(pid: int) -> int:
@@ -368,6 +374,7 @@ def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) ->
         system.enter(user)
         for name in preload:
             importlib.import_module(name)
+        namespaces.take_large_pages()
         zygote = Zygote(control)
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
         control.send(json.dumps({"event": "failed", "detail": f"{type(error).__name__}: {error}"}).encode())

@@ -50,8 +50,9 @@ LAYERS = {
         "identity/the host's users",
     ),
     "a channel that nobody can open again": (
-        "import os; from agentflow.sandbox import worker\ndef channel():\n  ends = os.pipe()\n"
-        "  os.set_blocking(ends[1], False)\n  return ends\nworker._hint_channel = channel",
+        "import os; from agentflow.sandbox import zygote\ndef channel():\n  ends = os.pipe()\n"
+        "  os.set_blocking(ends[0], False)\n  os.set_blocking(ends[1], False)\n  return ends\n"
+        "zygote.hint_channel = channel",
         "protocol/channels read empty",
     ),
     "processes": (MOUNTS_BUT.format("/proc"), "processes/command lines of the host"),

@@ -141,6 +141,19 @@ def test_same_program_gives_the_same_bytes_in_every_zygote() -> None:
     assert other not in first
 
 
+def test_program_has_threads_and_forks_as_a_process_of_its_own() -> None:
+    code = (
+        "import os, random, threading\nseen, state = [], random.getstate()\n"
+        "thread = threading.Thread(target=lambda: seen.append(threading.get_native_id()))\n"
+        "thread.start()\nthread.join()\n"
+        "print(threading.main_thread().native_id == os.getpid() != seen[0], flush=True)\n"
+        "if os.fork() == 0:\n  print(random.getstate() != state, flush=True)\n  os._exit(0)\nos.wait()"
+    )
+
+    result = play(lambda sandbox: sandbox.run(Program(code), LIMITS))
+    assert (result.status, result.stdout.text) == ("ok", "True\nTrue\n"), result
+
+
 def test_process_sandbox_keeps_to_the_protocol_and_is_taken_first() -> None:
     async def work(sandbox: ProcessSandbox) -> tuple[bool, str]:
         chosen = await open_sandbox()
