@@ -151,11 +151,14 @@ class DriftWatch:
         run: The run; what its folder holds from before it was resumed counts.
         config: The threshold.
         decode: One token as text.
+        lags: Whether older weights sample as well; without, tokens of another version are those of a policy that only
+            plays, such as the scripted one.
     """
 
-    def __init__(self, run: Run, config: MismatchConfig, *, decode: Callable[[int], str]) -> None:
+    def __init__(self, run: Run, config: MismatchConfig, *, decode: Callable[[int], str], lags: bool) -> None:
         self._run = run
-        self._config = config
+        self._limit = config.max_mean_abs_logprob
+        self._stale_limit = config.max_stale_mean_abs_logprob if lags else None
         self._decode = decode
         self._kept = {iteration: _severity(record["mean_abs_logprob"]) for iteration, record in run.mismatches()}
 
@@ -171,8 +174,8 @@ class DriftWatch:
         above = [
             f"mismatch/{name} = {value:.4g} in iteration {iteration} is above mismatch.max_{name} = {limit:g}"
             for name, value, limit in (
-                ("mean_abs_logprob", drift.mean_abs, self._config.max_mean_abs_logprob),
-                ("stale_mean_abs_logprob", drift.stale_mean_abs, self._config.max_stale_mean_abs_logprob),
+                ("mean_abs_logprob", drift.mean_abs, self._limit),
+                ("stale_mean_abs_logprob", drift.stale_mean_abs, self._stale_limit),
             )
             # NaN does not ring: the learner's own guard counts gradients that are not finite.
             if limit is not None and value is not None and value > limit

@@ -90,7 +90,10 @@ class Trainer:
         self._shaper = Shaper(config.rewards)
         self._alarm = DivergenceAlarm(config.rewards.alarm)
         self._watch = DriftWatch(
-            run, config.mismatch, decode=lambda token: str(assembly.loaded.tokenizer.decode([token]))
+            run,
+            config.mismatch,
+            decode=lambda token: str(assembly.loaded.tokenizer.decode([token])),
+            lags=config.run.max_staleness > 0,
         )
         self._learner = Learner(
             self._assembly.loaded.model,

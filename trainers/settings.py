@@ -134,6 +134,10 @@ class TrainConfig(Config):
     def _check_staleness(self) -> None:
         if is_changed(self.run, "stale") and not self.run.max_staleness:
             raise ConfigError("run.stale does nothing at run.max_staleness=0.", "Leave it out.")
+        if is_changed(self.mismatch, "max_stale_mean_abs_logprob") and not self.run.max_staleness:
+            raise ConfigError(
+                "mismatch.max_stale_mean_abs_logprob does nothing at run.max_staleness=0.", "Leave it out."
+            )
         if not self.run.max_staleness:
             return
         given = f"run.max_staleness = {self.run.max_staleness}"

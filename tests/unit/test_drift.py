@@ -32,8 +32,9 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path, config=Config(), env="e", model="m", seed=0, tensorboard=False)
 
 
-def watch(run: Run, limit: float | None = 0.05) -> DriftWatch:
-    return DriftWatch(run, MismatchConfig(max_mean_abs_logprob=limit), decode=lambda token: f"<{token}>")
+def watch(run: Run, limit: float | None = 0.05, *, lags: bool = True) -> DriftWatch:
+    config = MismatchConfig(max_mean_abs_logprob=limit)
+    return DriftWatch(run, config, decode=lambda token: f"<{token}>", lags=lags)
 
 
 def kept(run: Run) -> list[int]:
@@ -77,6 +78,7 @@ def test_the_alarm_has_a_limit_of_its_own_for_tokens_of_older_weights(run: Run) 
     assert "mismatch/stale_mean_abs_logprob = 1.1 in iteration 5" in said
     assert "mismatch.max_stale_mean_abs_logprob = 1:" in said
     assert "worst trajectory" not in said
+    assert watch(run, lags=False).observe(6, measure_drift(batch, np.array([-2.1]), version=3)) == ""
 
 
 def test_the_alarm_rings_above_its_limit_and_says_what_to_check(run: Run) -> None:
