@@ -120,13 +120,13 @@ class VllmPolicy:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Change the model's weights within, and every server follows before this returns."""
+        """Change the model's weights within: servers that are up follow before this returns, others before they sample."""
         assert self._pool is not None and self._loop is not None, "weights follow while the policy is serving"
         self._loop.run(self._pool.hold())
         try:
             yield
         except BaseException:
-            # What went wrong is the news; weights that may be half-changed go to nobody.
+            # The run ends with what went wrong; servers that are being started must not wait for weights meanwhile.
             self._loop.run(self._pool.let_go())
             raise
         self.version += 1

@@ -114,7 +114,9 @@ class ServerPool:
             self._is_held = True
 
     async def push(self, version: int) -> None:
-        """Bring every server to the learner's weights; turns under way are held up, and go on with the new ones.
+        """Bring the servers to the learner's weights; turns under way are held up, and go on with the new ones.
+
+        A server that is being started gets them before it samples, and is not waited for while another one may.
 
         Raises:
             RunAborted: No server is left, or one holds other weights than it was sent.
