@@ -120,7 +120,7 @@ class VllmPolicy:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Change the model's weights within: servers that are up follow before this returns, others before they sample."""
+        """Change the weights within; servers that are up follow before this returns, others before they sample."""
         assert self._pool is not None and self._loop is not None, "weights follow while the policy is serving"
         self._loop.run(self._pool.hold())
         try:
