@@ -293,8 +293,8 @@ class ServerPool:
 
     async def _transfer(self, server: Server, buffer: WeightBuffer, *, version: int) -> None:
         patience_s = self._config.hang_s + buffer.num_bytes / _BYTES_PER_S
-        expected = asyncio.ensure_future(asyncio.to_thread(buffer.digests))
         await server.call("/start_weight_update", {}, timeout_s=patience_s)
+        expected = asyncio.ensure_future(asyncio.to_thread(buffer.digests))
         await server.call("/update_weights", {"update_info": buffer.update_info()}, timeout_s=patience_s)
         # vLLM drops the adapters that it has loaded here: they belong to other weights.
         await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
