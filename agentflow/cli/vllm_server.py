@@ -15,7 +15,7 @@ from agentflow.cli.words import hush_libraries
 from agentflow.errors import ModelError
 from agentflow.models import STARTER_FOLDERS, starter_for
 from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
-from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, passed_on, write_plugin
+from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, server_environment, write_plugin
 
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  recognised, not listened on
 
@@ -66,10 +66,9 @@ def serve(
         typer.echo(f"Once it answers: policy.urls=[http://{reached}:{port}]")
         # The server ends when this process does, however it ends: the pipe that it holds then closes.
         theirs, lifeline = os.pipe()
-        ours = {"PYTHONPATH": kept, "TMPDIR": kept, "AGENTFLOW_LIFELINE": f"{theirs} {kept}"}
         with subprocess.Popen(
             [*command, *arguments(config, served), *words],
-            env={**passed_on(), **ours, **variables(config, served)},
+            env={**server_environment(folder, theirs), **variables(config, served)},
             pass_fds=[theirs],
             start_new_session=True,
         ) as server:

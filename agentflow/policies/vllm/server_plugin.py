@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,23 +208,14 @@ class WorkerExtension:
     """Methods that vLLM's worker gains (`--worker-extension-cls`)."""
 
     def agentflow_digests(self) -> dict[str, str]:
-        """Return the digests of the weights that this worker computes with.
-
-        A worker that holds a slice of each tensor returns those of what it received.
-        """
+        """Return the digests of the weights that this worker computes with."""
         worker: Any = self
-        if worker.parallel_config.tensor_parallel_size > 1:
-            received: dict[str, str] = worker.weight_transfer_engine.received
-            return received
-        return digests(dict(worker.model_runner.get_model().named_parameters()))
+        return _digests_of(worker, lambda: worker.model_runner.get_model().named_parameters())
 
     def agentflow_adapter_digests(self) -> dict[str, str]:
-        """Return the digests of the adapter that this worker computes with, or of what it received, if it is sliced."""
+        """Return the digests of the adapter that this worker computes with."""
         worker: Any = self
-        if worker.parallel_config.tensor_parallel_size > 1:
-            received: dict[str, str] = worker.weight_transfer_engine.received
-            return received
-        return digests(dict(_adapters_in_use(worker.model_runner.lora_manager._adapter_manager)))
+        return _digests_of(worker, lambda: _adapters_in_use(worker.model_runner.lora_manager._adapter_manager))
 
     def agentflow_reset(self) -> None:
         """End an update that a learner, which is gone, has left open."""
@@ -249,6 +240,14 @@ class WorkerExtension:
             "lora_rank": lora.max_lora_rank if lora is not None else 0,
             "adapter_folder": str(_adapter_folder()),
         }
+
+
+def _digests_of(worker: Any, held: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> dict[str, str]:
+    """Return the digests of what a worker holds; one that holds a slice of each tensor, of what it received."""
+    if worker.parallel_config.tensor_parallel_size > 1:
+        received: dict[str, str] = worker.weight_transfer_engine.received
+        return received
+    return digests(dict(held()))
 
 
 def _adapters_in_use(manager: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -278,10 +278,7 @@ class _Process:
             return subprocess.Popen(
                 [launch.python, "-m", API_SERVER, f"--uds={self.socket}", *launch.args],
                 env={
-                    **passed_on(),
-                    "PYTHONPATH": str(self._folder),
-                    "TMPDIR": str(self._folder),
-                    "AGENTFLOW_LIFELINE": f"{lifeline} {self._folder}",
+                    **server_environment(self._folder, lifeline),
                     **launch.environment,
                 },
                 stdin=subprocess.DEVNULL,
@@ -308,10 +305,16 @@ class _Process:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def passed_on() -> dict[str, str]:
-    """Return what a server sees of this process's environment: nothing that could be a secret."""
+def server_environment(folder: Path, lifeline: int) -> dict[str, str]:
+    """Return what any server of ours sees of this process's environment, nothing that could be a secret, and of us.
+
+    Args:
+        folder: Where `write_plugin` has written, and where it may write.
+        lifeline: A descriptor that it inherits, of a pipe whose other end closes when it is to end.
+    """
     known = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
-    return {k: v for k, v in known.items() if not _KEPT_BACK.search(k)}
+    safe = {k: v for k, v in known.items() if not _KEPT_BACK.search(k)}
+    return {**safe, "PYTHONPATH": str(folder), "TMPDIR": str(folder), "AGENTFLOW_LIFELINE": f"{lifeline} {folder}"}
 
 
 def write_plugin(folder: Path) -> None:
