@@ -261,7 +261,8 @@ def test_weights_that_another_run_sent_are_not_taken_for_ours() -> None:
     assert server.held == 0
 
 
-def test_a_server_that_holds_other_weights_ends_the_run() -> None:
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_a_server_that_holds_other_weights_ends_the_run(has_adapter: bool) -> None:
     server = FakeServer()
 
     async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
@@ -273,7 +274,7 @@ def test_a_server_that_holds_other_weights_ends_the_run() -> None:
         with pytest.raises(PolicyFailure, match="holds other weights"):
             await pool.generate({}, "later")
 
-    play(work, server)
+    play(work, server, base=FakeBuffer(9) if has_adapter else None)
 
 
 def test_nobody_reads_weights_while_they_change() -> None:
@@ -333,16 +334,3 @@ def test_the_base_is_sent_when_a_server_starts_and_the_adapter_alone_at_each_upd
     assert paths.count("/v1/load_lora_adapter") == 2
     # vLLM drops adapters when an update is finished.
     assert paths.index("/finish_weight_update") < paths.index("/v1/load_lora_adapter") < paths.index("/collective_rpc")
-
-
-def test_a_server_that_computes_with_an_older_adapter_ends_the_run() -> None:
-    server = FakeServer()
-
-    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
-        server.loses_updates = True
-        await pool.hold()
-        buffer.number = 5
-        with pytest.raises(RunAborted, match="holds other weights than the learner after version 1"):
-            await pool.push(1)
-
-    play(work, server, base=FakeBuffer(9))

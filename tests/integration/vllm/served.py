@@ -4,7 +4,7 @@ import asyncio
 import copy
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,19 @@ def differences(
         (plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs()
         for i, c in enumerate(completions)
     ]
+
+
+async def sample_during(
+    policy: VllmPolicy, change: Callable[[], None], count: int, *, after_s: float
+) -> tuple[list[Completion], list[torch.Tensor], list[torch.Tensor]]:
+    """Change the weights while turns are sampled; return those, and their differences under the old and new weights."""
+    older = plain_weights(policy.model)
+    work = asyncio.ensure_future(sample_all(policy, count, max_tokens=400))
+    await asyncio.sleep(after_s)
+    await asyncio.to_thread(change)
+    completions = await work
+    newer = plain_weights(policy.model)
+    return completions, differences(older, completions), differences(newer, completions)
 
 
 def server_pids() -> list[int]:

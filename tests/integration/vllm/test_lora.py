@@ -14,8 +14,8 @@ from tests.integration.vllm.served import (
     adapted,
     api_server_pids,
     differences,
-    plain_weights,
     sample_all,
+    sample_during,
     server_pids,
     serving,
     signal_all,
@@ -69,14 +69,10 @@ async def test_an_adapter_is_read_once_and_not_before_each_step(policy: VllmPoli
 
 
 async def test_a_turn_under_way_goes_on_with_the_new_adapter(policy: VllmPolicy) -> None:
-    before, old = policy.version, plain_weights(policy.model)
-    work = asyncio.ensure_future(sample_all(policy, 4, max_tokens=400))
-    await asyncio.sleep(0.5)
-    await asyncio.to_thread(update, policy, 1.5)
-    completions = await work
+    before = policy.version
+    completions, old, new = await sample_during(policy, lambda: update(policy, 1.5), 4, after_s=0.5)
     assert {c.policy_version for c in completions} == {before}
-    new = plain_weights(policy.model)
-    for under_old, under_new in zip(differences(old, completions), differences(new, completions), strict=True):
+    for under_old, under_new in zip(old, new, strict=True):
         assert float(torch.minimum(under_old, under_new).max()) < CLOSE
         assert under_old[0] < CLOSE < under_new.max()
         assert under_new[-1] < CLOSE < under_old.max()

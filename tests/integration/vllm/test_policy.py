@@ -20,10 +20,9 @@ from agentflow.sandbox.process_tree import is_alive
 from tests.integration.vllm.served import (
     STOP,
     api_server_pids,
-    differences,
-    plain_weights,
     prompt,
     sample_all,
+    sample_during,
     server_pids,
     serving,
     signal_all,
@@ -73,16 +72,12 @@ async def test_servers_follow_an_update(policy: VllmPolicy) -> None:
 
 
 async def test_a_turn_under_way_goes_on_with_the_new_weights_and_tells_the_older_version(policy: VllmPolicy) -> None:
-    before, older = policy.version, plain_weights(policy.model)
-    work = asyncio.ensure_future(sample_all(policy, 8, max_tokens=400))
-    await asyncio.sleep(0.3)
-    await asyncio.to_thread(scale, policy, 1.02)
-    completions = await work
+    before = policy.version
+    completions, older, newer = await sample_during(policy, lambda: scale(policy, 1.02), 8, after_s=0.3)
     assert {c.policy_version for c in completions} == {before}
     assert policy.version == before + 1
-    newer = plain_weights(policy.model)
     changed = 0
-    for old, new in zip(*(differences(weights, completions) for weights in (older, newer)), strict=True):
+    for old, new in zip(older, newer, strict=True):
         num_older = next((i for i, difference in enumerate(old.tolist()) if difference >= CLOSE), len(old))
         # What follows was sampled with all keys and values of the new weights, those of the prompt included.
         assert num_older > 0
