@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -115,30 +115,34 @@ def _number(path: Path) -> int:
 def shared_engine() -> Iterator[str]:
     """Yield the address of an engine that all workers of a test run share: the first starts it, the last ends it."""
     folder = Path(tempfile.gettempdir(), f"agentflow-{os.environ.get('PYTEST_XDIST_TESTRUNUID', secrets.token_hex(8))}")
-    with _joined(folder) as users:
-        reason = _why_not()
-        if reason:
-            shutil.rmtree(folder, ignore_errors=True)
-            pytest.skip(f"THE DOCKER BACKEND IS NOT TESTED: {reason}")
-        engine = Engine(folder)
-        engine.start()
-        fcntl.flock(users, fcntl.LOCK_SH)
+    with ExitStack() as using:
+        with _door(folder):
+            reason = _why_not()
+            if reason:
+                shutil.rmtree(folder, ignore_errors=True)
+                pytest.skip(f"THE DOCKER BACKEND IS NOT TESTED: {reason}")
+            engine = Engine(folder)
+            engine.start()
+            users = using.enter_context((folder / "users").open("w"))
+            fcntl.flock(users, fcntl.LOCK_SH)
         try:
             yield engine.address
         finally:
-            _end_if_last(folder, users.fileno())
+            with _door(folder):
+                _end_if_last(folder, users.fileno())
 
 
-def _joined(folder: Path) -> IO[str]:
-    """Open and lock the file whose locks are the engine's users; again if the last user removed it meanwhile."""
+def _door(folder: Path) -> IO[str]:
+    """Open and lock what lets one worker at a time start or end the engine, in a folder that is there meanwhile."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
-            users = (folder / "users").open("w")
-            fcntl.flock(users, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(users.fileno()), os.stat(folder / "users")):
-                return users
-            users.close()
+            door = (folder / "door").open("w")
+            fcntl.flock(door, fcntl.LOCK_EX)
+            # The last user may have removed the folder meanwhile.
+            if os.path.samestat(os.fstat(door.fileno()), os.stat(folder / "door")):
+                return door
+            door.close()
         except FileNotFoundError:
             continue
 

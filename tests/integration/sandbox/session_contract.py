@@ -106,13 +106,13 @@ def test_cell_that_hides_behind_its_children_hurts_nobody_else(sandbox: Sandbox,
     async def work() -> tuple[Result, Result, float]:
         async with await sandbox.session(LIMITS) as neighbour, await sandbox.session(LIMITS) as session:
             started = time.monotonic()
-            cpu_s = 0.3 if status == "cpu_timeout" else 30.0
-            ended = await session.exec(cell, limits=LIMITS.model_copy(update={"cpu_s": cpu_s, "wall_s": 1.5}))
+            seconds = {"cpu_s": 0.3, "wall_s": 20.0} if status == "cpu_timeout" else {"cpu_s": 30.0, "wall_s": 1.5}
+            ended = await session.exec(cell, limits=LIMITS.model_copy(update=seconds))
             return ended, await neighbour.exec("1"), time.monotonic() - started
 
     ended, after, seconds = asyncio.run(work())
     assert (ended.status, after.value) == (status, "1"), ended
-    assert seconds < 8
+    assert seconds < 40  # the programs would go on for a minute
 
 
 def test_memory_of_all_cells_together_is_bounded(sandbox: Sandbox, metering: str) -> None:
