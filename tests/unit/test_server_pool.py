@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import ServerConfig, ServerTrouble
 
 WANTED = {"vocabulary": 9, "max_length": 64}
-TOLD = {**WANTED, "adapter_folder": "/tmp"}
+TOLD = {**WANTED, "adapter_folder": "/tmp", "gpus": ["GPU-0"]}
 
 
 class FakeBuffer:
@@ -26,7 +26,8 @@ class FakeBuffer:
     def publish(self) -> None:
         """Be up to date always."""
 
-    def update_info(self) -> dict[str, Any]:
+    def update_info(self, gpus: Sequence[str]) -> dict[str, Any]:
+        assert list(gpus) == TOLD["gpus"]
         return {"number": self.number}
 
     def digests(self) -> dict[str, str]:
@@ -38,6 +39,7 @@ class FakeServer:
 
     def __init__(self, name: str = "server-0") -> None:
         self.name, self.weights, self.adapter_folder = name, "", ""
+        self.gpus: Sequence[str] = ()
         self.is_ready = False
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Counts the changes of what learner and server say to each other."""
 
 

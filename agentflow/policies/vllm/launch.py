@@ -37,6 +37,7 @@ class Served:
         dtype: Dtype of the weights, as torch names it.
         max_length: Most tokens of an episode.
         gpus: GPUs that are visible to this process; with none, servers run on the CPU.
+        learner_gpu: Which of them holds the learner's weights, if one does.
         lora_rank: Rank of the adapters that servers keep room for; 0 for none.
         lora_modules: Names of the layers that have adapters; empty for all that could, embeddings among them.
     """
@@ -46,6 +47,7 @@ class Served:
     max_length: int
     gpus: int
     lora_rank: int
+    learner_gpu: int | None = None
     lora_modules: Sequence[str] = ()
 
 
@@ -85,7 +87,7 @@ def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch
     args = [*arguments(config, served), *config.server_args]
     environment = variables(config, served)
     return [
-        Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config, gpus=served.gpus)})
+        Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config, served)})
         for i in range(config.servers)
     ]
 
@@ -166,13 +168,15 @@ def arguments(config: ServerConfig, served: Served) -> list[str]:
     return [*words, "--enforce-eager", "--no-enable-chunked-prefill", f"--max-num-batched-tokens={batched}"]
 
 
-def _placement(index: int, config: ServerConfig, *, gpus: int) -> dict[str, str]:
+def _placement(index: int, config: ServerConfig, served: Served) -> dict[str, str]:
     """Return the environment variable that gives a server GPUs of its own, or cores where several would share them."""
     if config.gpus:
         named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        own = range(index * config.gpus, (index + 1) * config.gpus)
+        own = list(range(index * config.gpus, (index + 1) * config.gpus))
+        if served.learner_gpu is not None and served.learner_gpu not in own:
+            own.append(served.learner_gpu)  # to read the weights there; vLLM computes with the first ones
         return {"CUDA_VISIBLE_DEVICES": ",".join(named[i] if named else str(i) for i in own)}
-    if gpus or config.servers == 1 or _CORES in os.environ:
+    if served.gpus or config.servers == 1 or _CORES in os.environ:
         return {}
     cores = sorted(os.sched_getaffinity(0))
     first, last = (len(cores) * i // config.servers for i in (index, index + 1))

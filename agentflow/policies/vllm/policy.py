@@ -161,6 +161,7 @@ class VllmPolicy:
             dtype=self._wanted["dtype"],
             max_length=self._wanted["max_length"],
             gpus=torch.cuda.device_count(),
+            learner_gpu=self.model.device.index,
             lora_rank=rank_of(self.model),
             lora_modules=adapted_modules(self.model),
         )

@@ -263,7 +263,7 @@ class ServerPool:
                 f"{server.name} does not know AgentFlow's plugin ({error}).", "Start it as docs/vllm.md says."
             ) from error
         _check_served(server.name, told["results"][0], self._wanted)
-        server.adapter_folder = told["results"][0]["adapter_folder"]
+        server.adapter_folder, server.gpus = told["results"][0]["adapter_folder"], told["results"][0]["gpus"]
         await server.call("/init_weight_transfer_engine", {"init_info": {}})
         await server.call("/collective_rpc", {"method": "agentflow_reset"})
         await server.call("/resume", {})
@@ -295,7 +295,8 @@ class ServerPool:
         patience_s = self._config.hang_s + buffer.num_bytes / _BYTES_PER_S
         await server.call("/start_weight_update", {}, timeout_s=patience_s)
         expected = asyncio.ensure_future(asyncio.to_thread(buffer.digests))
-        await server.call("/update_weights", {"update_info": buffer.update_info()}, timeout_s=patience_s)
+        info = await asyncio.to_thread(buffer.update_info, server.gpus)
+        await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
         # vLLM drops the adapters that it has loaded here: they belong to other weights.
         await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
         method = "agentflow_digests"

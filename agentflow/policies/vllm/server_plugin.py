@@ -1,8 +1,8 @@
 """What a vLLM server is taught: to take its weights from a learner, to say which it holds, and to end with its owner.
 
 vLLM finds this module through the entry-point group `vllm.general_plugins` and calls `register` in each of its
-processes. Of AgentFlow only `digests` is imported here: a server may live in an environment of its own, which is given
-these two modules alone. Written against vLLM 0.32.
+processes. Of AgentFlow only `digests` and `gpu_memory` are imported here: a server may live in an environment of its
+own, which is given these three modules alone. Written against vLLM 0.32.
 """
 
 import json
@@ -29,6 +29,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from agentflow.policies.vllm.digests import PROTOCOL, digests, shape_of
+from agentflow.policies.vllm.gpu_memory import opened, visible_gpus
 
 ENGINE = "agentflow"
 _LIFELINE, _OURS = "AGENTFLOW_LIFELINE", "AGENTFLOW_SERVER"
@@ -91,7 +92,9 @@ class BufferUpdateInfo(WeightTransferUpdateInfo):
         shapes: Their shapes.
         offsets: Bytes from the buffer's start.
         num_bytes: The buffer's size.
-        path: A file that both processes can map; empty where the buffer comes over TCP.
+        gpu: The name of the GPU that holds it; empty where none does.
+        gpu_memory: What that GPU's memory is opened with.
+        path: A file that both processes can map; empty where the buffer is on a GPU or comes over TCP.
         host: The learner's host.
         port: Its port.
         adapter: The configuration of the adapter that the weights are, as peft writes it; empty for a model's own.
@@ -103,6 +106,8 @@ class BufferUpdateInfo(WeightTransferUpdateInfo):
     shapes: list[list[int]]
     offsets: list[int]
     num_bytes: int
+    gpu: str = ""
+    gpu_memory: list[Any] = field(default_factory=list)
     path: str = ""
     host: str = ""
     port: int = 0
@@ -111,7 +116,7 @@ class BufferUpdateInfo(WeightTransferUpdateInfo):
 
 
 class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
-    """Load weights from a learner's buffer: shared memory on its own host, TCP between hosts."""
+    """Load weights from a learner's buffer: shared memory of its host or of its GPU, TCP between hosts."""
 
     init_info_cls = BufferInitInfo
     update_info_cls = BufferUpdateInfo
@@ -129,8 +134,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
 
     def receive_weights(self, update_info: BufferUpdateInfo) -> None:
         """Write the learner's weights over the model's, or its adapter into the folder that vLLM is to load."""
-        buffer = torch.frombuffer(self._buffer(update_info), dtype=torch.uint8)
-        tensors = dict(_tensors(update_info, buffer))
+        tensors = dict(_tensors(update_info, self._buffer(update_info)))
         if self.parallel_config.tensor_parallel_size > 1:
             self.received = digests(tensors)
         if not update_info.adapter:
@@ -161,14 +165,16 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         """Let the mapping go."""
         self._mapped = None
 
-    def _buffer(self, info: BufferUpdateInfo) -> Any:
+    def _buffer(self, info: BufferUpdateInfo) -> torch.Tensor:
+        if info.gpu:
+            return opened(info.gpu_memory, torch.device("cuda", visible_gpus().index(info.gpu)))
         if not info.path:
-            return _fetched(info)
+            return torch.frombuffer(_fetched(info), dtype=torch.uint8)
         # The mapping is kept: its page faults cost as much as the copy.
         if self._mapped is None or self._mapped[0] != info.path:
             with open(info.path, "rb") as file:
                 self._mapped = (info.path, mmap.mmap(file.fileno(), info.num_bytes, prot=mmap.PROT_READ))
-        return self._mapped[1]
+        return torch.frombuffer(self._mapped[1], dtype=torch.uint8)
 
 
 def _fetched(info: BufferUpdateInfo) -> bytearray:
@@ -239,6 +245,7 @@ class WorkerExtension:
             "logprobs": str(getattr(config.logprobs_mode, "value", config.logprobs_mode)),
             "lora_rank": lora.max_lora_rank if lora is not None else 0,
             "adapter_folder": str(_adapter_folder()),
+            "gpus": visible_gpus(),
         }
 
 

@@ -25,7 +25,7 @@ API_SERVER = "vllm.entrypoints.openai.api_server"
 PLUGIN = "agentflow.policies.vllm.server_plugin"
 BASE, ADAPTER = "policy", "adapter"
 """What a server calls the model that it serves, and the adapter on top of it."""
-_SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py")
+_SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py", "gpu_memory.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
 _KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
@@ -59,7 +59,9 @@ class ServerConfig(Config):
         (), description="Further words of vLLM's command line, such as `--tensor-parallel-size=2`."
     )
     weights_host: str | None = Field(
-        None, description="Address of this host on which servers of other hosts fetch weights; null shares memory."
+        None,
+        description="Address of this host on which servers of other hosts fetch weights; null shares memory, that of a "
+        "GPU with servers that see it.",
     )
     startup_s: float = Field(600.0, gt=0, description="Seconds that a server may take to start.")
     turn_s: float = Field(600.0, gt=0, description="Seconds after which a turn that is still sampled has failed.")
@@ -117,6 +119,8 @@ class Server:
         """What it was last sent, as its tokens name it."""
         self.adapter_folder = ""
         """Where it keeps the adapter that it was last sent."""
+        self.gpus: Sequence[str] = ()
+        """Names of the GPUs that it sees."""
         self.num_starts = 0
         self.under_way: set[asyncio.Task[Any]] = set()
         self.changing = asyncio.Lock()

@@ -1,8 +1,9 @@
 """The learner's side of a weight transfer: a flat buffer of weights, that servers read.
 
-Weights that are on the CPU live in the buffer itself, so that publishing them costs nothing; others are copied there.
-Servers on the same host map the buffer, which is an anonymous file of this process and goes with it; servers on other
-hosts fetch it over TCP from an address that the user names.
+Parameters live in the buffer itself, on the CPU or a GPU, so that publishing them costs nothing; what is computed from
+them is copied there. Servers on the same host map the buffer: one on a GPU if they see that GPU, or else a copy of it
+in an anonymous file of this process, which goes with it. Servers on other hosts fetch it over TCP from an address that
+the user names.
 """
 
 import hmac
@@ -12,7 +13,7 @@ import secrets
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from agentflow.errors import ConfigError
 from agentflow.policies.vllm.digests import digests
+from agentflow.policies.vllm.gpu_memory import gpu_name, shared
 
 _ALIGNMENT = 64
 _TOKEN_BYTES = 256
@@ -60,6 +62,11 @@ class WeightBuffer:
         self._file = os.memfd_create("agentflow-weights")
         os.ftruncate(self._file, offset)
         self._memory = mmap.mmap(self._file, offset)
+        self._in_file = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._flat = self._in_file
+        devices = {weight.device for weight in current.values()}
+        if not self.is_adapter and len(devices) == 1 and next(iter(devices)).type == "cuda":
+            self._flat = torch.zeros(offset, dtype=torch.uint8, device=next(iter(devices)))
         self._views = {
             name: self._view(weight, start) for (name, weight), start in zip(current.items(), offsets, strict=True)
         }
@@ -73,24 +80,47 @@ class WeightBuffer:
         }
         self._sender = _Sender(self._memory, host) if host else None
         self._digests: dict[str, str] | None = None
-        self._counting = threading.Lock()
+        self._is_in_file = self._flat is self._in_file
+        self._working = threading.Lock()  # several servers ask at once
 
     def publish(self) -> None:
         """Bring the buffer up to date."""
         self._digests = None
+        self._is_in_file = self._flat is self._in_file
         for name, weight in self._weights().items():
             if weight.data_ptr() != self._views[name].data_ptr():
                 self._views[name].copy_(weight.detach())
+        if not self._is_in_file:
+            torch.cuda.synchronize(self._flat.device)
 
-    def update_info(self) -> dict[str, Any]:
-        """Return what a server must know to read the buffer; see `server_plugin.BufferUpdateInfo`."""
+    def update_info(self, gpus: Collection[str] = ()) -> dict[str, Any]:
+        """Return what a server must know to read the buffer; see `server_plugin.BufferUpdateInfo`.
+
+        Args:
+            gpus: Names of the GPUs that the server sees.
+
+        Raises:
+            ConfigError: The server sees our GPU, whose memory cannot be shared.
+        """
+        if self._sender is None and self._flat is not self._in_file and gpu_name(self._flat.device) in gpus:
+            try:
+                return {**self._layout, "gpu": gpu_name(self._flat.device), "gpu_memory": shared(self._flat)}
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"The GPU's memory cannot be shared with servers ({error}).",
+                    "Leave expandable_segments out of PYTORCH_CUDA_ALLOC_CONF, or set policy.weights_host=127.0.0.1.",
+                ) from error
+        with self._working:
+            if not self._is_in_file:
+                self._in_file.copy_(self._flat)
+                self._is_in_file = True
         if self._sender is not None:
             return {**self._layout, **self._sender.address}
         return {**self._layout, "path": f"/proc/{os.getpid()}/fd/{self._file}"}
 
     def digests(self) -> dict[str, str]:
         """Return the checksums of the published weights, as servers compute them of theirs."""
-        with self._counting:  # several servers ask at once
+        with self._working:
             if self._digests is None:
                 self._digests = digests(self._views)
             return self._digests
@@ -102,10 +132,9 @@ class WeightBuffer:
         os.close(self._file)
 
     def _view(self, weight: Tensor, start: int) -> Tensor:
-        flat = torch.frombuffer(self._memory, dtype=weight.dtype, count=weight.numel(), offset=start)
-        view = flat.view(weight.shape)
+        view = self._flat[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
         view.copy_(weight.detach())
-        if isinstance(weight, torch.nn.Parameter) and weight.device.type == "cpu":
+        if isinstance(weight, torch.nn.Parameter) and weight.device == self._flat.device:
             weight.data = view
         return view
 
