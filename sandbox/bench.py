@@ -40,6 +40,7 @@ _MIXED: Sequence[tuple[str, str, bytes]] = (
     ("1 / 0", "nonzero_exit", b""),
 )
 _ODD_ONE_IN = 3
+_MOST_LOOKS = 20
 Run = Callable[[], Awaitable[object]]
 
 
@@ -153,8 +154,14 @@ async def leaves_behind(sandbox: Sandbox, executions: int) -> Mapping[str, int]:
 
 
 async def _settled() -> Counter[str]:
-    await asyncio.sleep(0.5)  # what ran last is told of before its files are closed
-    return _state()
+    """Return the state once nothing comes or goes any more: what ran last is told of before its files are closed."""
+    state = _state()
+    for _ in range(_MOST_LOOKS):
+        await asyncio.sleep(0.5)
+        last, state = state, _state()
+        if all(state[name] == last[name] for name in state if name != "kilobytes"):
+            break
+    return state
 
 
 def _state() -> Counter[str]:
