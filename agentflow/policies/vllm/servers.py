@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
 _KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
 _OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server_args")
 _POLL_S = 0.2
-_ENDING_S = 5.0
+_ENDING_S, _ENDING_POLL_S = 5.0, 0.02
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
 
@@ -299,14 +299,23 @@ class _Process:
         return self._process.poll()
 
     def end(self) -> None:
-        """End every process of the server, and remove its folder; one that may end by itself gives its memory back."""
+        """End every process of the server, and remove its folder; what may end by itself gives its memory back."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_ENDING_S)
+            is_left, deadline = self._signal(number), time.monotonic() + _ENDING_S
+            while is_left and time.monotonic() < deadline:
+                time.sleep(_ENDING_POLL_S)
+                is_left = self._signal(0)
         os.close(self._lifeline)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _signal(self, number: int) -> bool:
+        """Send a signal to all processes of the server; False where none is left."""
+        self._process.poll()  # one that nobody has waited for would count for ever
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def server_environment(folder: Path, lifeline: int) -> dict[str, str]:
