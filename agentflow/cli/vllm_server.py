@@ -1,8 +1,6 @@
 """`agentflow vllm`: a server whose weights a learner on another host sends."""
 
-import os
 import socket
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,8 @@ from agentflow.cli.words import hush_libraries
 from agentflow.errors import ModelError
 from agentflow.models import STARTER_FOLDERS, starter_for
 from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
-from agentflow.policies.vllm.servers import API_SERVER, ServerConfig, server_environment, write_plugin
+from agentflow.policies.vllm.server_process import ServerProcess
+from agentflow.policies.vllm.servers import API_SERVER, ServerConfig
 
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  recognised, not listened on
 
@@ -53,7 +52,6 @@ def serve(
         except (OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise ModelError(f"Cannot read the model {model!r}: {first_line}", "Give a model's folder.") from error
-        write_plugin(folder)
         served = Served(
             folder=folder / "model",
             dtype=dtype if dtype != "auto" else "bfloat16" if gpus else "float32",
@@ -64,16 +62,9 @@ def serve(
         command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
         reached = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
         typer.echo(f"Once it answers: policy.urls=[http://{reached}:{port}]")
-        # The server ends when this process does, however it ends: the pipe that it holds then closes.
-        theirs, lifeline = os.pipe()
-        with subprocess.Popen(
-            [*command, *arguments(config, served), *words],
-            env={**server_environment(folder, theirs), **variables(config, served)},
-            pass_fds=[theirs],
-            start_new_session=True,
-        ) as server:
-            os.close(theirs)
-            try:
-                return server.wait()
-            finally:
-                os.close(lifeline)
+        words = [*command, *arguments(config, served), *words]
+        server = ServerProcess(words, folder, environment=variables(config, served))
+        try:
+            return server.wait()
+        finally:
+            server.end()

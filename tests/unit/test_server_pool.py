@@ -22,12 +22,15 @@ class FakeBuffer:
 
     def __init__(self, number: int = 0, *, is_adapter: bool = False) -> None:
         self.number, self.is_adapter = number, is_adapter
+        self.trouble: Exception | None = None
 
     def publish(self) -> None:
         """Be up to date always."""
 
     def update_info(self, gpus: Sequence[str]) -> dict[str, Any]:
         assert list(gpus) == TOLD["gpus"]
+        if self.trouble is not None:
+            raise self.trouble
         return {"number": self.number}
 
     def digests(self) -> dict[str, str]:
@@ -47,7 +50,7 @@ class FakeServer:
         self.held, self.version = -1, "default"
         self.is_dead = False
         self.failures: list[Any] = []
-        self.loses_updates = False
+        self.loses_updates = self.talks_nonsense = False
         self.paths: list[str] = []
         self.turn_s = 0.0
         self.start_s = 0.02
@@ -92,14 +95,17 @@ class FakeServer:
             self.updates.append(self.held)
         if path == "/finish_weight_update":
             self.version = body["weight_version"]
-        if path == "/collective_rpc":
-            return {"results": [TOLD if body["method"].endswith("describe") else {"others": str(self.held)}]}
         if path.endswith("/generate"):
             await asyncio.sleep(self.turn_s)
         if path.startswith("/reset_prefix_cache"):
             await asyncio.sleep(self.reset_s)
         span = {"version": self.version, "start": 0, "end": 1}
-        return {"choices": [{"finish_reason": "stop", "token_ids": [1], "weight_versions": [span]}]}
+        choice = {"finish_reason": "stop", "token_ids": [1], "logprobs": {}, "weight_versions": [span]}
+        return {"choices": [choice] if not self.talks_nonsense else []}
+
+    async def ask_workers(self, method: str, *, timeout_s: float | None = None) -> list[Any]:
+        await self.call("/collective_rpc", {"method": method})
+        return [TOLD if method.endswith("describe") else {"others": str(self.held)}]
 
 
 def play(
@@ -166,6 +172,30 @@ def test_without_any_server_an_update_ends_the_run() -> None:
 
     with pytest.raises(RunAborted, match="given up"):
         play(work, server)
+
+
+def test_an_answer_that_makes_no_sense_is_no_turn() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        server.talks_nonsense = True
+        await pool.generate({}, "a")
+
+    with pytest.raises(PolicyFailure, match=r"answers a turn with .*choices"):
+        play(work, server)
+
+
+def test_weights_that_cannot_be_shared_end_the_run_and_no_turn_waits() -> None:
+    server = FakeServer()
+
+    async def work(pool: ServerPool, buffer: FakeBuffer) -> None:
+        buffer.trouble = ConfigError("the GPU's memory cannot be shared")
+        with pytest.raises(ConfigError, match="cannot be shared"):
+            await pool.push(1)
+        with pytest.raises(PolicyFailure, match="cannot be shared"):
+            await pool.generate({}, "a")
+
+    play(work, server)
 
 
 def test_a_turn_that_is_given_up_leaves_no_server_half_way() -> None:

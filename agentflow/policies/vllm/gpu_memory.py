@@ -19,12 +19,10 @@ def visible_gpus() -> list[str]:
 
 
 def shared(flat: Tensor) -> list[Any]:
-    """Return, as JSON can hold it, what another process needs to read a buffer.
-
-    Each reader needs an answer of its own: the driver counts them.
+    """Return, as JSON can hold it, what other processes need to read a buffer; ask once, as torch keeps each answer.
 
     Args:
-        flat: Bytes in a GPU's memory, shape `(num_bytes,)`, in a storage of their own that lives until they were read.
+        flat: Bytes in a GPU's memory, shape `(num_bytes,)`, in a storage of their own that lives as long as it is read.
 
     Raises:
         RuntimeError: This memory cannot be shared.

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentflow.errors import ConfigError
-from agentflow.policies.vllm.servers import BASE, PLUGIN, PYTHON_VARIABLE, Launch, ServerConfig
+from agentflow.policies.vllm.server_process import PLUGIN
+from agentflow.policies.vllm.servers import BASE, PYTHON_VARIABLE, Launch, ServerConfig
 
 INSTALL = (
     "vLLM may live in an environment of its own: `make vllm`, then "

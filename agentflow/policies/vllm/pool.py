@@ -52,7 +52,7 @@ class ServerPool:
         self._num_reading = 0
         self._is_held = False
         self._lost: dict[str, str] = {}
-        self._fatal: RunAborted | None = None
+        self._fatal: Exception | None = None
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._restarts: dict[str, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -182,7 +182,7 @@ class ServerPool:
             request.cancel()
         if request.cancelled():
             raise ServerTrouble(f"{server.name} gave no sign of life for {self._config.hang_s:g} s")
-        choice: Mapping[str, Any] = request.result()["choices"][0]
+        choice = _choice_of(server.name, request.result())
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerTrouble(f"{server.name} ended a turn with {choice['finish_reason']!r}")
         versions = [span["version"].rpartition(":") for span in choice["weight_versions"] or ()]
@@ -216,10 +216,10 @@ class ServerPool:
                 return  # whoever brings it back sends it the newest weights
             try:
                 await self._send(server, self._buffers[-1:])
-            except RunAborted as error:
-                await self._end_with(error)
             except (ServerTrouble, PolicyFailure) as error:
                 self._begin_restart(server, str(error))
+            except Exception as error:  # noqa: BLE001  whatever it is, turns must not wait for this server for ever
+                await self._end_with(error)
 
     def _begin_restart(self, server: Server, trouble: str) -> None:
         server.is_ready = False
@@ -247,7 +247,7 @@ class ServerPool:
             self._changed.notify_all()
         server.break_off()
 
-    async def _end_with(self, error: RunAborted) -> None:
+    async def _end_with(self, error: Exception) -> None:
         """Let everybody know that this run cannot go on."""
         async with self._changed:
             self._fatal = error
@@ -257,15 +257,15 @@ class ServerPool:
         """Start a server, see that it serves our model, and send it the weights."""
         await server.start()
         try:
-            told = await server.call("/collective_rpc", {"method": "agentflow_describe"})
+            described = (await server.ask_workers("agentflow_describe"))[0]
         except (ServerTrouble, PolicyFailure) as error:
             raise ConfigError(
                 f"{server.name} does not know AgentFlow's plugin ({error}).", "Start it as docs/vllm.md says."
             ) from error
-        _check_served(server.name, told["results"][0], self._wanted)
-        server.adapter_folder, server.gpus = told["results"][0]["adapter_folder"], told["results"][0]["gpus"]
+        _check_served(server.name, described, self._wanted)
+        server.adapter_folder, server.gpus = described["adapter_folder"], described["gpus"]
         await server.call("/init_weight_transfer_engine", {"init_info": {}})
-        await server.call("/collective_rpc", {"method": "agentflow_reset"})
+        await server.ask_workers("agentflow_reset")
         await server.call("/resume", {})
         # What a server compiles for its first turn must not look like a hang.
         await server.call(_GENERATE, _FIRST_TURN, timeout_s=self._config.startup_s)
@@ -295,22 +295,37 @@ class ServerPool:
         patience_s = self._config.hang_s + buffer.num_bytes / _BYTES_PER_S
         await server.call("/start_weight_update", {}, timeout_s=patience_s)
         expected = asyncio.ensure_future(asyncio.to_thread(buffer.digests))
-        info = await asyncio.to_thread(buffer.update_info, server.gpus)
-        await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
-        # vLLM drops the adapters that it has loaded here: they belong to other weights.
-        await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
-        method = "agentflow_digests"
-        if buffer.is_adapter:
-            method = "agentflow_adapter_digests"
-            adapter = {"lora_name": ADAPTER, "lora_path": server.adapter_folder, "load_inplace": True}
-            await server.call("/v1/load_lora_adapter", adapter, timeout_s=patience_s, wants_json=False)
-        told = await server.call("/collective_rpc", {"method": method}, timeout_s=patience_s)
-        wanted = await expected
-        for held in told["results"]:
-            _check_digests(server.name, held, wanted, version=version)
+        try:
+            info = await asyncio.to_thread(buffer.update_info, server.gpus)
+            await server.call("/update_weights", {"update_info": info}, timeout_s=patience_s)
+            # vLLM drops the adapters that it has loaded here: they belong to other weights.
+            await server.call("/finish_weight_update", {"weight_version": server.weights}, timeout_s=patience_s)
+            method = "agentflow_digests"
+            if buffer.is_adapter:
+                method = "agentflow_adapter_digests"
+                adapter = {"lora_name": ADAPTER, "lora_path": server.adapter_folder, "load_inplace": True}
+                await server.call("/v1/load_lora_adapter", adapter, timeout_s=patience_s, wants_json=False)
+            told = await server.ask_workers(method, timeout_s=patience_s)
+        finally:
+            await asyncio.wait([expected])  # it reads the weights, which may change once this one no longer does
+        for held in told:
+            _check_digests(server.name, held, expected.result(), version=version)
 
     def _last_words(self) -> str:
         return " ".join(filter(None, (server.last_words() for server in self._servers)))
+
+
+def _choice_of(name: str, told: Any) -> Mapping[str, Any]:
+    """Return the only choice of vLLM's answer.
+
+    Raises:
+        ServerTrouble: There is none.
+    """
+    try:
+        choice: Mapping[str, Any] = told["choices"][0]
+        return {key: choice[key] for key in ("token_ids", "logprobs", "finish_reason", "weight_versions")}
+    except (TypeError, KeyError, IndexError) as error:
+        raise ServerTrouble(f"{name} answers a turn with {str(told)[:200]}") from error
 
 
 def _check_served(name: str, told: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

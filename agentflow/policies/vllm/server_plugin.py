@@ -1,4 +1,4 @@
-"""What a vLLM server is taught: to take its weights from a learner, to say which it holds, and to end with its owner.
+"""What a vLLM server is taught: to take its weights from a learner and to say which it holds.
 
 vLLM finds this module through the entry-point group `vllm.general_plugins` and calls `register` in each of its
 processes. Of AgentFlow only `digests` and `gpu_memory` are imported here: a server may live in an environment of its
@@ -8,12 +8,8 @@ own, which is given these three modules alone. Written against vLLM 0.32.
 import json
 import mmap
 import os
-import shutil
-import signal
 import socket
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +28,7 @@ from agentflow.policies.vllm.digests import PROTOCOL, digests, shape_of
 from agentflow.policies.vllm.gpu_memory import opened, visible_gpus
 
 ENGINE = "agentflow"
-_LIFELINE, _OURS = "AGENTFLOW_LIFELINE", "AGENTFLOW_SERVER"
-_ENDING_S = 5.0
+_OURS = "AGENTFLOW_SERVER"
 _TIMEOUT_S = 60.0
 
 
@@ -47,10 +42,6 @@ def register() -> None:
         # oneDNN would replace the weights by packed copies, which can be neither rewritten in place nor read again;
         # sampling is as fast without it (docs/log.md).
         _custom_ops._supports_onednn = False
-    lifeline = os.environ.pop(_LIFELINE, "")
-    if lifeline:
-        descriptor, _, folder = lifeline.partition(" ")
-        threading.Thread(target=_end_with_owner, args=(int(descriptor), folder), daemon=True).start()
 
 
 _apply_adapters = LRUCacheWorkerLoRAManager._apply_adapters
@@ -65,16 +56,6 @@ def _apply_adapters_loaded(manager: Any, requests: set[Any]) -> None:
     for request in requests:
         request.load_inplace = False
     _apply_adapters(manager, requests)
-
-
-def _end_with_owner(lifeline: int, folder: str) -> None:
-    """Wait until whoever started this server is gone, however it went; leave no folder and no process of the server."""
-    os.read(lifeline, 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    # A server that may end by itself gives its shared memory back.
-    os.killpg(os.getpgrp(), signal.SIGTERM)
-    time.sleep(_ENDING_S)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 @dataclass
@@ -126,7 +107,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
     def init_transfer_engine(self, init_info: BufferInitInfo) -> None:
         """Begin with nothing received."""
         self.received = {}
-        self._mapped: tuple[str, mmap.mmap] | None = None
+        self._opened: tuple[tuple[Any, ...], torch.Tensor] | None = None
         self._is_reloading = False
 
     def start_weight_update(self) -> None:
@@ -162,19 +143,25 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
             finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
-        """Let the mapping go."""
-        self._mapped = None
+        """Let the learner's buffer go."""
+        self._opened = None
 
     def _buffer(self, info: BufferUpdateInfo) -> torch.Tensor:
-        if info.gpu:
-            return opened(info.gpu_memory, torch.device("cuda", visible_gpus().index(info.gpu)))
-        if not info.path:
+        if not info.gpu and not info.path:
             return torch.frombuffer(_fetched(info), dtype=torch.uint8)
-        # The mapping is kept: its page faults cost as much as the copy.
-        if self._mapped is None or self._mapped[0] != info.path:
-            with open(info.path, "rb") as file:
-                self._mapped = (info.path, mmap.mmap(file.fileno(), info.num_bytes, prot=mmap.PROT_READ))
-        return torch.frombuffer(self._mapped[1], dtype=torch.uint8)
+        # What was opened is kept: a mapping's page faults cost as much as the copy.
+        place = (info.gpu, *info.gpu_memory, info.path)
+        if self._opened is None or self._opened[0] != place:
+            self._opened = (place, _opened(info))
+        return self._opened[1]
+
+
+def _opened(info: BufferUpdateInfo) -> torch.Tensor:
+    """Return a buffer of the learner on this host."""
+    if info.gpu:
+        return opened(info.gpu_memory, torch.device("cuda", visible_gpus().index(info.gpu)))
+    with open(info.path, "rb") as file:
+        return torch.frombuffer(mmap.mmap(file.fileno(), info.num_bytes, prot=mmap.PROT_READ), dtype=torch.uint8)
 
 
 def _fetched(info: BufferUpdateInfo) -> bytearray:

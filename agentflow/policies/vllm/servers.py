@@ -2,12 +2,8 @@
 
 import asyncio
 import os
-import re
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +14,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError, PolicyFailure
+from agentflow.policies.vllm.server_process import ServerProcess
 from agentflow.remote import detail_of, without_password
 
 PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
 API_SERVER = "vllm.entrypoints.openai.api_server"
-PLUGIN = "agentflow.policies.vllm.server_plugin"
 BASE, ADAPTER = "policy", "adapter"
 """What a server calls the model that it serves, and the adapter on top of it."""
-_SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py", "gpu_memory.py")
-_PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
-_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
-_KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
 _OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server_args")
 _POLL_S = 0.2
-_ENDING_S, _ENDING_POLL_S = 5.0, 0.02
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
 
@@ -127,7 +118,7 @@ class Server:
         self._config = config
         self._launch = launch
         self._url = url or "http://localhost"
-        self._process: _Process | None = None
+        self._process: ServerProcess | None = None
         self._session: aiohttp.ClientSession | None = None
         self._log_start = 0
 
@@ -143,10 +134,10 @@ class Server:
         connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         if self._launch is not None:
             try:
-                self._process = _Process(self._launch)
+                self._process, path = _started(self._launch)
             except OSError as error:
                 raise ConfigError(f"{self.name} cannot be started: {error}.", "Mend it, and start again.") from error
-            connector = aiohttp.UnixConnector(self._process.socket, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+            connector = aiohttp.UnixConnector(path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(connector=connector)
         try:
             await self._wait_until_healthy()
@@ -202,6 +193,18 @@ class Server:
             raise PolicyFailure(f"{self.name} {path}: HTTP {response.status} {text}")
         raise ServerTrouble(f"{self.name} {path}: HTTP {response.status} {text}")
 
+    async def ask_workers(self, method: str, *, timeout_s: float | None = None) -> list[Any]:
+        """Call a method of our plugin in each worker, and return what they answer.
+
+        Raises:
+            ServerTrouble: It did not answer, or not sensibly.
+            PolicyFailure: It refuses the request.
+        """
+        told = await self.call("/collective_rpc", {"method": method}, timeout_s=timeout_s)
+        if not isinstance(told, dict) or not isinstance(told.get("results"), list) or not told["results"]:
+            raise ServerTrouble(f"{self.name} answers {method} with {str(told)[:200]}")
+        return list(told["results"])
+
     async def is_sound(self) -> bool:
         """Say whether the server, and the engine behind it, answer in time, and hold what they were sent."""
         try:
@@ -252,94 +255,19 @@ class Server:
         )
 
 
-class _Process:
-    """The processes of a server of ours.
+def _started(launch: Launch) -> tuple[ServerProcess, str]:
+    """Start a server; it listens on a socket in a folder of our own, which needs no port and nobody else can reach.
 
-    They listen on a socket in a folder of our own, which needs no port and which nobody else can reach, and they end
-    when this process does, however it ends: the pipe that they hold then closes.
-
-    Args:
-        launch: How it is started.
+    Returns:
+        The process, and the path of the socket.
     """
-
-    def __init__(self, launch: Launch) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="agentflow-vllm-"))
-        self.socket = str(self._folder / "socket")
-        theirs, self._lifeline = os.pipe()
-        try:
-            write_plugin(self._folder)
-            self._process = self._started(launch, theirs)
-        except OSError:
-            os.close(self._lifeline)
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
-        finally:
-            os.close(theirs)
-
-    def _started(self, launch: Launch, lifeline: int) -> "subprocess.Popen[bytes]":
+    folder = Path(tempfile.mkdtemp(prefix="agentflow-vllm-"))
+    path = str(folder / "socket")
+    try:
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         with launch.log.open("ab") as log:
-            return subprocess.Popen(
-                [launch.python, "-m", API_SERVER, f"--uds={self.socket}", *launch.args],
-                env={
-                    **server_environment(self._folder, lifeline),
-                    **launch.environment,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[lifeline],
-                cwd=self._folder,
-            )
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code; None while it runs."""
-        return self._process.poll()
-
-    def end(self) -> None:
-        """End every process of the server, and remove its folder; what may end by itself gives its memory back."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            is_left, deadline = self._signal(number), time.monotonic() + _ENDING_S
-            while is_left and time.monotonic() < deadline:
-                time.sleep(_ENDING_POLL_S)
-                is_left = self._signal(0)
-        os.close(self._lifeline)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _signal(self, number: int) -> bool:
-        """Send a signal to all processes of the server; False where none is left."""
-        self._process.poll()  # one that nobody has waited for would count for ever
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
-
-
-def server_environment(folder: Path, lifeline: int) -> dict[str, str]:
-    """Return what any server of ours sees of this process's environment, nothing that could be a secret, and of us.
-
-    Args:
-        folder: Where `write_plugin` has written, and where it may write.
-        lifeline: A descriptor that it inherits, of a pipe whose other end closes when it is to end.
-    """
-    known = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
-    safe = {k: v for k, v in known.items() if not _KEPT_BACK.search(k)}
-    return {**safe, "PYTHONPATH": str(folder), "TMPDIR": str(folder), "AGENTFLOW_LIFELINE": f"{lifeline} {folder}"}
-
-
-def write_plugin(folder: Path) -> None:
-    """Put into a folder what a server imports of AgentFlow, and the entry point by which vLLM finds it."""
-    package = folder
-    for part in PLUGIN.split(".")[:-1]:
-        package = package / part
-        package.mkdir()
-        (package / "__init__.py").touch()
-    for name in _SHARED_WITH_SERVERS:
-        shutil.copy(Path(__file__).with_name(name), package)
-    info = folder / "agentflow_server_plugin-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agentflow-server-plugin\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[vllm.general_plugins]\nagentflow = {PLUGIN}:register\n")
+            words = [launch.python, "-m", API_SERVER, f"--uds={path}", *launch.args]
+            return ServerProcess(words, folder, environment=launch.environment, log=log), path
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -13,7 +13,7 @@ import secrets
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -81,7 +81,8 @@ class WeightBuffer:
         self._sender = _Sender(self._memory, host) if host else None
         self._digests: dict[str, str] | None = None
         self._is_in_file = self._flat is self._in_file
-        self._working = threading.Lock()  # several servers ask at once
+        self._gpu_memory: Sequence[Any] = ()
+        self._counting, self._placing = threading.Lock(), threading.Lock()  # several servers ask at once
 
     def publish(self) -> None:
         """Bring the buffer up to date."""
@@ -102,15 +103,9 @@ class WeightBuffer:
         Raises:
             ConfigError: The server sees our GPU, whose memory cannot be shared.
         """
-        if self._sender is None and self._flat is not self._in_file and gpu_name(self._flat.device) in gpus:
-            try:
-                return {**self._layout, "gpu": gpu_name(self._flat.device), "gpu_memory": shared(self._flat)}
-            except RuntimeError as error:
-                raise ConfigError(
-                    f"The GPU's memory cannot be shared with servers ({error}).",
-                    "Leave expandable_segments out of PYTORCH_CUDA_ALLOC_CONF, or set policy.weights_host=127.0.0.1.",
-                ) from error
-        with self._working:
+        with self._placing:
+            if self._sender is None and self._flat.is_cuda and gpu_name(self._flat.device) in gpus:
+                return {**self._layout, "gpu": gpu_name(self._flat.device), "gpu_memory": self._shared()}
             if not self._is_in_file:
                 self._in_file.copy_(self._flat)
                 self._is_in_file = True
@@ -120,7 +115,7 @@ class WeightBuffer:
 
     def digests(self) -> dict[str, str]:
         """Return the checksums of the published weights, as servers compute them of theirs."""
-        with self._working:
+        with self._counting:
             if self._digests is None:
                 self._digests = digests(self._views)
             return self._digests
@@ -130,6 +125,17 @@ class WeightBuffer:
         if self._sender is not None:
             self._sender.close()
         os.close(self._file)
+
+    def _shared(self) -> Sequence[Any]:
+        if not self._gpu_memory:
+            try:
+                self._gpu_memory = shared(self._flat)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"The GPU's memory cannot be shared with servers ({error}).",
+                    "Leave expandable_segments out of PYTORCH_CUDA_ALLOC_CONF, or set policy.weights_host=127.0.0.1.",
+                ) from error
+        return self._gpu_memory
 
     def _view(self, weight: Tensor, start: int) -> Tensor:
         view = self._flat[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
