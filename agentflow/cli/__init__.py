@@ -1,7 +1,7 @@
 """The command line: `agentflow train`, `eval`, `envs`, ...; only this layer turns errors into exit codes.
 
     0 done · 1 a defect of AgentFlow, or a closed pipe · 2 something the user can mend · 3 the run stopped itself ·
-    130 interrupted
+    130 interrupted · 143 terminated
 
 Nothing but typer is imported before a command runs, so that `--help` stays instant.
 """
@@ -9,6 +9,7 @@ Nothing but typer is imported before a command runs, so that `--help` stays inst
 import errno
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,12 +27,24 @@ from agentflow.errors import RunAborted, StorageError, UserError
 _UsageError: Any = next(kind for kind in BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
+class _Terminated(KeyboardInterrupt):
+    """Somebody has sent SIGTERM."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
         arguments: The words after `agentflow`; None takes those of the process.
     """
+    if arguments is None:
+        # Whoever ends a process with SIGTERM, as schedulers do, finds as little left as after an interrupt.
+        signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
@@ -68,7 +81,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     run = noted_run(error)
     resume = f"agentflow train --resume {shlex.quote(str(run))}"
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"interrupted{_kept(run)}; resume with: {resume}" if run else "interrupted"
+        code, what = (143, "terminated") if isinstance(error, _Terminated) else (130, "interrupted")
+        return code, f"{what}{_kept(run)}; resume with: {resume}" if run else what
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         error = StorageError(f"The disk is full: {error}.", "Free some space and try again.")
     if isinstance(error, _UsageError):

@@ -6,7 +6,7 @@ import pytest
 
 from agentflow.errors import ConfigError
 from agentflow.policies.vllm import launch
-from agentflow.policies.vllm.launch import Served, launches
+from agentflow.policies.vllm.launch import Served, check, launches
 from agentflow.policies.vllm.servers import ServerConfig
 
 NAME = "CUDA_VISIBLE_DEVICES"
@@ -42,8 +42,8 @@ def test_each_server_has_gpus_of_its_own_and_sees_the_learners(
 
 
 def test_more_gpus_than_there_are_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"2 servers with 2 GPUs each need 4, and 3 are visible"):
-        launches(ServerConfig(servers=2, gpus=2), served(gpus=3, learner_gpu=0), logs=Path("logs"))
+    with pytest.raises(ConfigError, match=r"policy.servers = 2 with policy.gpus = 2 takes 4 GPUs; 3 visible"):
+        check(ServerConfig(servers=2, gpus=2), gpus=3)
 
 
 def test_servers_on_one_cpu_share_its_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:

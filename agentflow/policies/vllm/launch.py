@@ -66,6 +66,26 @@ def served_lora_rank(rank: int) -> int:
     return enough[0]
 
 
+def check(config: ServerConfig, *, gpus: int) -> None:
+    """Refuse what no server could be started with.
+
+    Args:
+        config: The servers.
+        gpus: GPUs that are visible to this process.
+
+    Raises:
+        ConfigError: There are not enough GPUs, an argument is ours to give, or vLLM is missing.
+    """
+    _check_words(config.server_args)
+    needed = config.servers * config.gpus
+    if needed > gpus:
+        raise ConfigError(
+            f"policy.servers = {config.servers} with policy.gpus = {config.gpus} takes {needed} GPUs; {gpus} visible.",
+            "Lower policy.servers or policy.gpus.",
+        )
+    server_python(config)
+
+
 def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch]:
     """Return how each server is started.
 
@@ -73,17 +93,7 @@ def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch
         config: The servers.
         served: What they serve.
         logs: Folder of their logs.
-
-    Raises:
-        ConfigError: There are not enough GPUs, an argument is ours to give, or vLLM is missing.
     """
-    _check_words(config.server_args)
-    needed = config.servers * config.gpus
-    if needed > served.gpus:
-        raise ConfigError(
-            f"{config.servers} servers with {config.gpus} GPUs each need {needed}, and {served.gpus} are visible.",
-            "Lower policy.servers or policy.gpus.",
-        )
     python = server_python(config)
     args = [*arguments(config, served), *config.server_args]
     environment = variables(config, served)

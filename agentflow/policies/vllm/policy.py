@@ -20,7 +20,7 @@ from agentflow.policies.vllm.adapters import (
     rank_of,
 )
 from agentflow.policies.vllm.digests import PROTOCOL, shape_of
-from agentflow.policies.vllm.launch import Served, launches, served_lora_rank
+from agentflow.policies.vllm.launch import Served, check, launches, served_lora_rank
 from agentflow.policies.vllm.pool import ServerPool
 from agentflow.policies.vllm.servers import ADAPTER, BASE, Server, ServerConfig
 from agentflow.policies.vllm.weights import WeightBuffer
@@ -42,6 +42,9 @@ class VllmPolicy:
         stop_ids: Tokens that end a turn.
         config: The servers.
         max_episode_tokens: The longest transcript that will be asked for.
+
+    Raises:
+        ConfigError: No such servers can be started.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class VllmPolicy:
             "max_length": max_episode_tokens,
             "lora_rank": served_lora_rank(rank_of(model)),
         }
+        if not config.urls:
+            check(config, gpus=torch.cuda.device_count())
         self._pool: ServerPool | None = None
         self._loop: BackgroundLoop | None = None
 

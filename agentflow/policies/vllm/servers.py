@@ -1,6 +1,7 @@
 """One vLLM server: a process that we start, or an address that we are given."""
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError, PolicyFailure
@@ -22,9 +23,12 @@ API_SERVER = "vllm.entrypoints.openai.api_server"
 BASE, ADAPTER = "policy", "adapter"
 """What a server calls the model that it serves, and the adapter on top of it."""
 _OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server_args")
-_POLL_S = 0.2
+_POLL_S, _SOON_S = 0.2, 15.0
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
+
+
+_log = logging.getLogger(__name__)
 
 
 def _addresses(urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -33,11 +37,15 @@ def _addresses(urls: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(without_password, urls))
 
 
+def _several(urls: Any) -> Any:
+    return (urls,) if isinstance(urls, str) else urls
+
+
 class ServerConfig(Config):
     """The vLLM servers that a policy samples from (`policy.backend=vllm`)."""
 
     servers: int = Field(1, ge=1, description="vLLM servers to start on this host.")
-    urls: Annotated[tuple[str, ...], AfterValidator(_addresses)] = Field(
+    urls: Annotated[tuple[str, ...], BeforeValidator(_several), AfterValidator(_addresses)] = Field(
         (), description="Addresses of running vLLM servers to use instead; docs/vllm.md says how they are started."
     )
     python: str = Field(
@@ -226,9 +234,15 @@ class Server:
         told = [line for line in lines if "rror" in line and "WARNING" not in line] or lines
         return f"{self._launch.log} ends: " + " | ".join(line.strip()[-200:] for line in told[-_LOG_LINES:])
 
+    def _patience(self, trouble: str) -> str:
+        """Say what is waited for, as somebody may wait for the wrong thing."""
+        told = f"its log is {self._launch.log}" if self._launch is not None else trouble
+        waited = f"{self.name} does not answer yet and is given {self._config.startup_s:g} s (policy.startup_s)"
+        return f"{waited}: {told}"
+
     async def _wait_until_healthy(self) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.startup_s
+        soon, deadline = loop.time() + _SOON_S, loop.time() + self._config.startup_s
         trouble = "it was not asked"
         while loop.time() < deadline:
             code = self._process.exit_code if self._process is not None else None
@@ -246,6 +260,9 @@ class Server:
                 ) from failure
             except ServerTrouble as error:
                 trouble = str(error)
+                if loop.time() > soon:
+                    soon = deadline
+                    _log.warning("%s", self._patience(trouble))
                 await asyncio.sleep(_POLL_S)
             else:
                 return
