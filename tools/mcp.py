@@ -224,14 +224,12 @@ class McpTools:
 
     async def _listed(self) -> dict[str, Tool]:
         client = (await self._connected()).client
-        found = []
-        cursor: str | None = None
-        for _ in range(_MAX_PAGES):
-            page = await client.list_tools(cursor=cursor)
-            found += page.tools
-            cursor = page.next_cursor
-            if cursor is None:
-                break
+        try:
+            async with asyncio.timeout(self.server.start_timeout_s):
+                found = await _all_tools(client)
+        except TimeoutError:
+            problem = f"{self.server.shown} did not list its tools within {self.server.start_timeout_s:g} s."
+            raise ConfigError(problem, "Raise start_timeout_s.") from None
         remote = {tool.name: tool for tool in found}
         unknown = [name for name in (*self.server.tools, *self.server.idempotent) if name not in remote]
         if unknown:
@@ -252,6 +250,18 @@ class McpTools:
             throttle=Throttle(server.max_concurrency, server.rate_per_s),
             check=_checker(remote.name, remote.input_schema),
         )
+
+
+async def _all_tools(client: "Client") -> list[Any]:
+    found: list[Any] = []
+    cursor: str | None = None
+    for _ in range(_MAX_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        found += page.tools
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return found
 
 
 def output_of(content: list[Any], structured: Any = None) -> ToolOutput:

@@ -26,6 +26,21 @@ SCRIPT = Path(__file__).with_name("mcp_server.py")
 COMMAND = (sys.executable, str(SCRIPT))
 
 
+# Greets, and says nothing more.
+MUTE = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked.get("method") == "initialize":
+        told = {"protocolVersion": asked["params"]["protocolVersion"], "capabilities": {"tools": {}}}
+        answer = {"jsonrpc": "2.0", "id": asked["id"], "result": told | {"serverInfo": {"name": "m", "version": "1"}}}
+        print(json.dumps(answer), flush=True)
+    elif "id" in asked and asked["method"] != "tools/list":
+        error = {"code": -32601, "message": "unknown"}
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "error": error}), flush=True)
+"""
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -166,6 +181,7 @@ def test_closing_ends_the_server_and_the_next_use_starts_it():
         ({"command": ("no-such-program-here",)}, "There is no program"),
         ({"command": (sys.executable, "-c", "raise SystemExit('bad luck')")}, "bad luck"),
         ({"command": (sys.executable, "-c", "import time; time.sleep(60)"), "start_timeout_s": 1}, "did not start"),
+        ({"command": (sys.executable, "-c", MUTE), "start_timeout_s": 4}, "did not list its tools within 4 s"),
         ({"command": COMMAND, "tools": ("cost",)}, "has no tool 'cost'"),
         ({"url": "http://127.0.0.1:9/mcp"}, "does not start"),
     ],
