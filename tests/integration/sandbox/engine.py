@@ -93,7 +93,7 @@ class Engine:
                 if own in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
         words = ["umount", "--quiet", "--recursive", "--lazy", str(self.data)]
-        subprocess.run(words, check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(words, check=False, stderr=subprocess.DEVNULL, timeout=60)
 
     def _answers(self) -> bool:
         try:
@@ -155,7 +155,7 @@ def own_engine(folder: Path) -> Iterator[Engine]:
         pytest.skip(f"FAULTS OF THE DOCKER ENGINE ARE NOT TESTED: {reason}")
     engine = Engine(folder)
     engine.data.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(engine.data)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(engine.data)], check=True, timeout=60)
     try:
         engine.start()
         yield engine
