@@ -18,12 +18,30 @@ settings.register_profile("agentflow", deadline=None, derandomize=True)
 settings.load_profile("agentflow")
 
 
+_PROGRAMS = {"bwrap": "bubblewrap", "dockerd": "docker.io"}
+_INSTALL_S = 300
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Install what the suite needs beside Python packages, once, where it may."""
     is_worker = hasattr(config, "workerinput")
-    if not is_worker and shutil.which("bwrap") is None and os.getuid() == 0 and shutil.which("apt-get"):
-        for words in (["update"], ["install", "--yes", "bubblewrap"]):
-            subprocess.run(["apt-get", "--quiet", *words], check=False, stdout=subprocess.DEVNULL, timeout=300)
+    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    if missing and not is_worker and os.getuid() == 0 and shutil.which("apt-get"):
+        os.environ["AGENTFLOW_NOT_INSTALLED"] = _install(missing)  # workers inherit it, for their reasons to skip
+
+
+def _install(packages: list[str]) -> str:
+    """Install packages of the system; why one is missing afterwards, or nothing."""
+    environment, problems = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, []
+    for words in (["update"], *(["install", "--yes", "--no-install-recommends", package] for package in packages)):
+        command = ["apt-get", "--quiet", *words]
+        try:
+            done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment, timeout=_INSTALL_S)
+        except subprocess.TimeoutExpired:
+            return f"`{' '.join(command)}` did not end within {_INSTALL_S} s"
+        if done.returncode:
+            problems.append(f"`{' '.join(command)}` ended with code {done.returncode}")
+    return "; ".join(problems)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
