@@ -1,8 +1,10 @@
 """What every test relies on: one torch thread, the same examples, no model hub, and GPU tests that say if skipped."""
 
+import faulthandler
 import os
 import shutil
 import subprocess
+import threading
 
 # Set before transformers, datasets or torch is imported by a test module.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,11 +25,14 @@ _INSTALL_S = 300
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Install what the suite needs beside Python packages, once, where it may."""
+    """Install what the suite needs beside Python packages, once, where it may, and bound the end of the interpreter."""
     is_worker = hasattr(config, "workerinput")
     missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
     if missing and not is_worker and os.getuid() == 0 and shutil.which("apt-get"):
         os.environ["AGENTFLOW_NOT_INSTALLED"] = _install(missing)  # workers inherit it, for their reasons to skip
+    # Ordinary exit handlers run only once all threads have ended. xdist kills a worker that takes 10 s.
+    patience_s = 8 if is_worker else 90
+    threading._register_atexit(faulthandler.dump_traceback_later, patience_s, exit=True, file=2)  # type: ignore[attr-defined]
 
 
 def _install(packages: list[str]) -> str:
