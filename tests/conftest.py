@@ -12,6 +12,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 
 import pytest
 import torch
+from _pytest.faulthandler import fault_handler_stderr_fd_key, get_timeout_config_value
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -47,6 +48,14 @@ def _install(packages: list[str]) -> str:
         if done.returncode:
             problems.append(f"`{' '.join(command)}` ended with code {done.returncode}")
     return "; ".join(problems)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Limit the time of what follows a test that failed, too: pytest lifts its limit at the first exception."""
+    limit_s = get_timeout_config_value(item.config)
+    if limit_s:
+        faulthandler.dump_traceback_later(limit_s, file=item.config.stash[fault_handler_stderr_fd_key], exit=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
