@@ -1,7 +1,6 @@
 """A sandbox for the tests' own programs: a plain subprocess with limits, which contains nobody."""
 
 import asyncio
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,9 +16,8 @@ from agentflow.sandbox.process import ProcessSandbox
 
 def namespaces_work() -> bool:
     """Say whether an unprivileged process may make namespaces here."""
-    return (
-        subprocess.run(["unshare", "--user", "--map-root-user", "--pid", "--fork", "true"], check=False).returncode == 0
-    )
+    words = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "true"]
+    return subprocess.run(words, check=False, timeout=60).returncode == 0
 
 
 real = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -57,14 +55,10 @@ class TrustedSubprocess:
 
 
 def _run(program: Program, limits: Limits) -> Result:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_mb << 20, limits.memory_mb << 20))
-
-    words = [sys.executable, "-I", "-c", program.code]
+    # Not `preexec_fn`, which may wait for ever in a process with threads.
+    words = ["prlimit", f"--as={limits.memory_mb << 20}", sys.executable, "-I", "-c", program.code]
     try:
-        done = subprocess.run(
-            words, input=program.stdin, capture_output=True, timeout=limits.wall_s, preexec_fn=limit, check=False
-        )
+        done = subprocess.run(words, input=program.stdin, capture_output=True, timeout=limits.wall_s, check=False)
     except subprocess.TimeoutExpired as late:
         return Result("wall_timeout", stdout=_kept(late.stdout, limits), stderr=_kept(late.stderr, limits))
     out, err = _kept(done.stdout, limits), _kept(done.stderr, limits)

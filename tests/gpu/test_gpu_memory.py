@@ -12,6 +12,7 @@ from agentflow.policies.vllm.digests import digests
 from agentflow.policies.vllm.gpu_memory import gpu_name
 from agentflow.policies.vllm.weights import WeightBuffer
 from tests.integration.vllm.served import starter
+from tests.processes import started
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -32,9 +33,7 @@ def test_another_process_reads_each_update_of_the_weights() -> None:
     buffer = WeightBuffer(lambda: dict(model.named_parameters()))
     names = [gpu_name(model.device)]
     told = []
-    with subprocess.Popen(
-        [sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as reader:
+    with started([sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdin is not None and reader.stdout is not None
         for _ in range(3):
             with torch.no_grad():

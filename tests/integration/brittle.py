@@ -43,7 +43,7 @@ class Watched:
         self.ended: Counter[str] = Counter()
         self._sandbox = sandbox
         self._after = after
-        self._breaker = Thread(target=then)
+        self._breaker = Thread(target=then, daemon=True)
 
     async def run(self, program: Program, limits: Limits | None = None) -> Result:
         """Run a program."""

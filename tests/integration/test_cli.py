@@ -12,6 +12,7 @@ import pytest
 from agentflow.cli import main
 from agentflow.runs import StoredRun
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
+from tests.processes import started
 
 _SHAPE = ScratchConfig(
     max_words=40, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, num_key_value_heads=1
@@ -230,7 +231,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
     # A shell that starts the suite in the background leaves SIGINT ignored, and children inherit that.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = [sys.executable, "-c", f"{heed}; import sys; from agentflow.cli import main; sys.exit(main())", *words]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("iteration 6/"):

@@ -5,6 +5,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from tests.processes import started
+
 
 def test_a_corpus_is_served_as_search_r1_speaks(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
@@ -16,13 +18,10 @@ def test_a_corpus_is_served_as_search_r1_speaks(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     program = "import sys; from agentflow.cli import main; sys.exit(main())"
     words = ["tools", "serve", "search", "--corpus", str(corpus), "--port", str(port)]
-    with subprocess.Popen([sys.executable, "-uc", program, *words], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().strip()
-            body = json.dumps({"queries": ["a warm drink"], "topk": 1}).encode()
-            with urllib.request.urlopen(urllib.request.Request(address, body), timeout=5) as answer:
-                (found,) = json.load(answer)["result"]
-        finally:
-            server.terminate()
+    with started([sys.executable, "-uc", program, *words], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        body = json.dumps({"queries": ["a warm drink"], "topk": 1}).encode()
+        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=60) as answer:
+            (found,) = json.load(answer)["result"]
     assert [document["id"] for document in found] == ["1"]

@@ -34,7 +34,7 @@ def zygotes_killed(every_s: float) -> Iterator[list[int]]:
                 except ProcessLookupError:
                     continue
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     try:
         yield killed

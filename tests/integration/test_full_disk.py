@@ -44,7 +44,7 @@ def run_apart(script: str, *words: str) -> "subprocess.CompletedProcess[str]":
     namespaces = ["--mount"] if os.getuid() == 0 else ["--mount", "--user", "--map-root-user"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = ["unshare", *namespaces, "sh", "-c", script, "sh", sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment, timeout=300)
 
 
 @BACKENDS

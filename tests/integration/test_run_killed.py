@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.runs import Run
+from tests.processes import started
 
 _WRITER = """
 import sys
@@ -29,7 +30,7 @@ for i in range(10_000):
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.013, 0.031, 0.057])
 def test_a_killed_writer_leaves_a_resumable_run(tmp_path: Path, delay_s: float) -> None:
-    with subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+    with started([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         path = Path(writer.stdout.readline().strip())
         time.sleep(delay_s)

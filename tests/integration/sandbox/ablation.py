@@ -8,6 +8,8 @@ from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
 from agentflow.sandbox.base import Sandbox
 
 NAMED = {attack.name: attack for attack in ATTACKS}
+ROOM = {"wall_s": 25.0}
+"""A limit for an attack that has to get somewhere before it is seen to escape, which takes long on a busy machine."""
 _ATTEMPTS = 3
 """How often an attack that should escape may try: on a busy machine the judge may look too late to see it."""
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 from agentflow.sandbox.base import Limits, Output, Program, Result, Session
 
 _PATIENCE_S = 5.0
+_SERVING_S = 30.0
 _PIPE_BYTES = 1 << 17
 
 
@@ -164,6 +166,9 @@ for line in sys.stdin:
             streams = [self._scratch / name for name in ("out", "err")]
             server.stdin.write(json.dumps([program.code, *map(str, streams)]).encode() + b"\n")
             server.stdin.flush()
+            # Whoever was forked there holds its end of the pipe, so that even an end would not be read.
+            if not select.select([server.stdout], [], [], _SERVING_S)[0]:
+                raise TimeoutError("the interpreter does not say that the program has ended")
             if server.stdout.readline() != b"ended\n":
                 raise BrokenPipeError("the interpreter has ended")
             return ended(0, *(stream.read_bytes() for stream in streams))

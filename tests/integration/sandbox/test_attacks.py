@@ -14,7 +14,7 @@ from agentflow.sandbox.base import Limits, Program, Result, Sandbox
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.groups import Group
 from agentflow.sandbox.probe import BACKENDS, probe
-from tests.integration.sandbox.ablation import NAMED, held, tried
+from tests.integration.sandbox.ablation import NAMED, ROOM, held, tried
 from tests.trusted_sandbox import real
 
 
@@ -204,25 +204,25 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
         "files/shared memory of the host; persistence/shared memory",
     ),
     "size of the work space": (
-        {"limits": {"disk_mb": 256, "memory_mb": 1024}},
+        {"limits": {"disk_mb": 256, "memory_mb": 1024, **ROOM}},
         "resources/one large file; resources/many large files; resources/storage by reservation; resources/inodes",
     ),
     "size of shared memory": (
         {
             "words": swapped(["--size", str(1 << 20), "--tmpfs", "/dev/shm"], ["--tmpfs", "/dev/shm"]),
-            "limits": {"disk_mb": 256, "memory_mb": 1024},
+            "limits": {"disk_mb": 256, "memory_mb": 1024, **ROOM},
         },
         "resources/storage in shared memory",
     ),
     "memory limit": (
-        {"limits": {"memory_mb": 2048}},
+        {"limits": {"memory_mb": 2048, **ROOM}},
         "resources/memory; resources/memory of several processes; resources/memory of a decompression bomb; "
         "resources/memory in pages that no process maps",
     ),
     "memory limit and seccomp": (
-        {"is_filtered": False, "limits": {"memory_mb": 2048}}, "resources/memory in detached segments",
+        {"is_filtered": False, "limits": {"memory_mb": 2048, **ROOM}}, "resources/memory in detached segments",
     ),
-    "control group": ({"has_group": False}, "resources/memory in pages that no process maps"),
+    "control group": ({"has_group": False, "limits": ROOM}, "resources/memory in pages that no process maps"),
     "CPU limit": (
         {"limits": {"cpu_s": 3.0, "wall_s": 10.0}},
         "resources/spin; resources/spin in several processes; resources/spin out of reach of signals; "
@@ -232,7 +232,7 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
         {"limits": {"wall_s": 4.5}}, "resources/sleep; resources/stop; protocol/streams closed early",
     ),
     "process limit": (
-        {"limits": {"max_processes": 1000, "memory_mb": 2048}},
+        {"limits": {"max_processes": 1000, "memory_mb": 2048, **ROOM}},
         "resources/processes; resources/threads; resources/processes of a shell; "
         "resources/processes that orphan each other",
     ),

@@ -27,6 +27,7 @@ from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS, run
 from tests.integration.sandbox.session_contract import *  # noqa: F403
 from tests.integration.sandbox.session_contract import in_session
+from tests.processes import started
 
 pytestmark = pytest.mark.usefixtures("engine")
 RUN = f"contract-{os.getpid()}"
@@ -196,21 +197,16 @@ asyncio.run(main())
 
 def test_nothing_outlives_an_owner_that_is_killed_for_long() -> None:
     name = f"killed-{os.getpid()}"
-    owner = subprocess.Popen([sys.executable, "-c", KILLED, name], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None and owner.stdout.readline() == "running\n"
-    assert listed(name)
-    owner.kill()
-    owner.wait()
-    owner.stdout.close()
+    with started([sys.executable, "-c", KILLED, name], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "running\n"
+        assert listed(name)
     assert is_gone_within(name, 8)
 
 
 def test_containers_of_dead_owners_are_collected_and_no_others(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    owner = subprocess.Popen(["sleep", "60"])
-    marks = {"dead": owner_mark(owner.pid), "alive": owner_mark(os.getpid()), "elsewhere": "other-boot 1 1 1"}
-    assert not any(map(is_dead, marks.values()))
-    owner.kill()
-    owner.wait()
+    with started(["sleep", "infinity"]) as owner:
+        marks = {"dead": owner_mark(owner.pid), "alive": owner_mark(os.getpid()), "elsewhere": "other-boot 1 1 1"}
+        assert not any(map(is_dead, marks.values()))
     api = connect().api
     for name, mark in marks.items():
         labels = {backend.LABEL: "1", "agentflow.owner": mark, "agentflow.run": "gc"}

@@ -12,7 +12,7 @@ import pytest
 
 from agentflow.sandbox.base import Limits, Program, Result
 from agentflow.sandbox.docker import DockerSandbox
-from tests.integration.sandbox.ablation import held
+from tests.integration.sandbox.ablation import ROOM, held
 
 pytestmark = pytest.mark.usefixtures("engine")
 Options = dict[str, Any]
@@ -147,19 +147,19 @@ LAYERS: dict[str, tuple[dict[str, Any], str]] = {
         {"change": lawless}, "resources/descriptors; resources/raised limits; resources/a sparse file",
     ),
     "size of the work space": (
-        {"limits": {"disk_mb": 256, "memory_mb": 1024}},
+        {"limits": {"disk_mb": 256, "memory_mb": 1024, **ROOM}},
         "resources/one large file; resources/many large files; resources/storage by reservation; resources/inodes",
     ),
     "size of shared memory": (
-        {"change": host(ShmSize=256 << 20), "limits": {"disk_mb": 256, "memory_mb": 1024}},
+        {"change": host(ShmSize=256 << 20), "limits": {"disk_mb": 256, "memory_mb": 1024, **ROOM}},
         "resources/storage in shared memory",
     ),
     "memory limit": (
-        {"change": host(Memory=2 << 30, MemorySwap=2 << 30)},
+        {"change": host(Memory=2 << 30, MemorySwap=2 << 30), "limits": ROOM},
         "resources/memory; resources/memory of several processes",
     ),
     "process limit": (
-        {"limits": {"max_processes": 1000, "memory_mb": 2048}},
+        {"limits": {"max_processes": 1000, "memory_mb": 2048, **ROOM}},
         "resources/processes; resources/threads; resources/processes of a shell",
     ),
     "CPU limit": ({"limits": {"cpu_s": 2.0, "wall_s": 10.0}}, "resources/spin; resources/spin out of reach of signals"),

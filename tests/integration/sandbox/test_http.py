@@ -38,6 +38,7 @@ from tests.integration.sandbox.contract import (  # noqa: F401
     test_same_seed_gives_the_same_bytes,
     test_streams_input_files_and_traceback,
 )
+from tests.processes import started
 from tests.trusted_sandbox import TrustedSubprocess, real
 
 pytestmark = real
@@ -60,12 +61,12 @@ def serving(make: Callable[[], web.Application]) -> Iterator[str]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield f"http://127.0.0.1:{addresses[0][1]}"
     finally:
         loop.call_soon_threadsafe(stopping.set)
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +114,17 @@ def test_whole_result_comes_back(sandbox: SharedSandbox) -> None:
 def test_clients_of_sandbox_fusion_are_understood(server: str) -> None:
     files = {"a": "aGVsbG8="}
     asked = {"code": "print(input() + open('a').read())", "language": "python", "stdin": "x\n", "files": files}
-    said = httpx.post(f"{server}/run_code", json={**asked, "compile_timeout": 10, "args": []}).json()
+    said = httpx.post(f"{server}/run_code", json={**asked, "compile_timeout": 10, "args": []}, timeout=60).json()
     assert (said["status"], said["run_result"]["status"], said["run_result"]["return_code"]) == (
         "Success",
         "Finished",
         0,
     )
     assert said["run_result"]["stdout"] == "xhello\n"
-    said = httpx.post(f"{server}/run_code", json={"code": "exit 3", "language": "bash"}).json()
+    said = httpx.post(f"{server}/run_code", json={"code": "exit 3", "language": "bash"}, timeout=60).json()
     assert (said["status"], said["run_result"]["return_code"]) == ("Failed", 3)
     late = {"code": "while True: pass", "language": "python", "run_timeout": 0.3}
-    said = httpx.post(f"{server}/run_code", json=late).json()
+    said = httpx.post(f"{server}/run_code", json=late, timeout=60).json()
     assert (said["status"], said["run_result"]["status"]) == ("Failed", "TimeLimitExceeded")
 
 
@@ -214,11 +215,11 @@ def test_server_that_is_away_or_hangs_up_is_no_verdict() -> None:
             for _ in range(2):
                 listener.accept()[0].close()
 
-        thread = threading.Thread(target=hang_up)
+        thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
         assert play(url, Program("x")).status == "infra_error"
         assert play(url, Program("x")).status == "infra_error"
-        thread.join()
+        thread.join(10)
     assert "ConnectError" in play(url, Program("x")).detail
     with pytest.raises(SandboxFailure, match="http sandbox failed twice"):
         asyncio.run(run_reliably(HttpSandbox(url), Program("x"), LIMITS))
@@ -243,14 +244,13 @@ def test_server_of_the_command_line_runs_programs_of_the_command_line(
         port = free.getsockname()[1]
     program = "import sys; from agentflow.cli import main; sys.exit(main())"
     words = ["sandbox", "serve", "--port", str(port), "--backend", "bubblewrap"]
-    with subprocess.Popen([sys.executable, "-uc", program, *words], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().strip()
-            assert httpx.get(f"{address}/health").json() == {"status": "ok", "sandbox": "bubblewrap"}
-            assert main(["sandbox", "run", str(tmp_path / "a.py"), "--backend", address]) == 0
-        finally:
-            server.terminate()
+    with started([sys.executable, "-uc", program, *words], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        assert httpx.get(f"{address}/health", timeout=60).json() == {"status": "ok", "sandbox": "bubblewrap"}
+        assert main(["sandbox", "run", str(tmp_path / "a.py"), "--backend", address]) == 0
+        server.terminate()
+        server.wait(60)
     said = capsys.readouterr()
     assert said.out == "42\n"
     assert "ok (http:bubblewrap;" in said.err

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from agentflow.sandbox.process_tree import tree_usage
 from agentflow.sandbox.streams import Kept, Pipe
 from tests.integration.sandbox.contract import LIMITS
 from tests.integration.sandbox.test_process import play
+from tests.processes import started
 from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
@@ -201,13 +203,12 @@ def test_zygote_that_does_not_listen_holds_nobody_up() -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="a new namespace of processes takes root")
 def test_groups_of_two_containers_that_number_their_processes_alike_are_two() -> None:
     words = ["unshare", "--pid", "--fork", sys.executable, "-c", _IN_A_GROUP]
-    both = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = []
-    for process in both:
-        assert process.stdout is not None
-        said.append(process.stdout.readline().split())
-    for process in both:
-        process.communicate("\n")
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with started(words, **pipes) as one, started(words, **pipes) as other:
+        assert one.stdout is not None and other.stdout is not None
+        said = [stream.readline().split() for stream in (one.stdout, other.stdout)]
+        for process in (one, other):
+            process.communicate("\n", timeout=60)
     if not all(said):
         pytest.skip("there are no control groups here")
     (first_pid, first), (second_pid, second) = said

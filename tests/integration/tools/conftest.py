@@ -135,13 +135,15 @@ async def model() -> AsyncIterator[ModelServer]:
 def threaded_model() -> Iterator[ModelServer]:
     """A model's server with a thread and an event loop of its own, for whoever runs loops of theirs."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     serving = _serving()
-    yield asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result(10)
-    asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    try:
+        yield asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result(60)
+        asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(60)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
     loop.close()
 
 

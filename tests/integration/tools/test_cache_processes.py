@@ -30,7 +30,8 @@ def play(path: str, name: str) -> list[str]:
 def test_processes_agree_on_the_first_answer_to_each_question(tmp_path: Path) -> None:
     path = str(tmp_path / "c.sqlite")
     with multiprocessing.get_context("spawn").Pool(NUM_PROCESSES) as pool:
-        found = pool.starmap(play, [(path, f"process {i}") for i in range(NUM_PROCESSES)])
+        # A pool whose process was killed would never answer.
+        found = pool.starmap_async(play, [(path, f"process {i}") for i in range(NUM_PROCESSES)]).get(timeout=300)
     assert all(answers == found[0] for answers in found)
     assert len(ReplayCache(Path(path), "only")) == NUM_QUESTIONS
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from agentflow.tools.mcp import McpServer, McpTools
 from agentflow.tools.tool import join_tools, tool, tools_of
 from agentflow.trajectory import Task
 from tests.pictures import PICTURE, png
+from tests.processes import started
 
 SCRIPT = Path(__file__).with_name("mcp_server.py")
 COMMAND = (sys.executable, str(SCRIPT))
@@ -47,15 +49,20 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def serve(port):
-    process = subprocess.Popen([*COMMAND, str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError("the server does not start")
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def serving(port):
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with started([*COMMAND, str(port)], **quiet):
+        deadline = time.monotonic() + 60
+        while not listens(port):
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.1)
+        yield
 
 
 @pytest.fixture(scope="module", params=["stdio", "http"])
@@ -66,12 +73,10 @@ def tools(request):
         over.close()
         return
     port = free_port()
-    process = serve(port)
-    over = McpTools(McpServer(url=f"http://127.0.0.1:{port}/mcp", timeout_s=5))
-    yield over.tools
-    over.close()
-    process.kill()
-    process.wait()
+    with serving(port):
+        over = McpTools(McpServer(url=f"http://127.0.0.1:{port}/mcp", timeout_s=5))
+        yield over.tools
+        over.close()
 
 
 async def test_a_servers_tools_are_tools(tools):
@@ -147,21 +152,17 @@ async def test_the_death_of_a_server_is_a_failure_and_the_next_call_starts_it_ag
 
 async def test_a_server_over_http_that_went_away_is_a_failure_until_it_is_back():
     port = free_port()
-    process = serve(port)
     over = McpTools(McpServer(url=f"http://127.0.0.1:{port}/mcp", start_timeout_s=5, idempotent=("price",)))
-    price = over.tools["price"]
     try:
-        assert await price.call({"item": "tea"}) == "tea 3"
-        process.kill()
-        process.wait()
+        with serving(port):
+            price = over.tools["price"]
+            assert await price.call({"item": "tea"}) == "tea 3"
         with pytest.raises(ToolFailure, match="MCP server"):
             await price.call({"item": "tea"})
-        process = serve(port)
-        assert await price.call({"item": "tea"}) == "tea 3"
+        with serving(port):
+            assert await price.call({"item": "tea"}) == "tea 3"
     finally:
         over.close()
-        process.kill()
-        process.wait()
 
 
 def test_closing_ends_the_server_and_the_next_use_starts_it():

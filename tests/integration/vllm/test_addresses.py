@@ -1,10 +1,7 @@
 """Servers that somebody else runs: `agentflow vllm` starts one, `policy.urls` names it."""
 
 import asyncio
-import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from agentflow.errors import ConfigError
 from tests.integration.vllm.served import LENGTH, RANK, adapted, sample_all, serving, update, worst_difference
+from tests.processes import started
 
 CLOSE = 1e-4
 PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"
@@ -28,16 +26,12 @@ def listening(folder: Path, *words: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ("vllm", "--env", "websearch", "--port", str(port), "--length", str(LENGTH), *words)
+    command = [sys.executable, "-c", PROGRAM, *words]
     with (
         (folder / "log").open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words], stdout=output, stderr=output, start_new_session=True
-        ) as server,
+        started(command, patience_s=1800, stdout=output, stderr=output, start_new_session=True),
     ):
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")

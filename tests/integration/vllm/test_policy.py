@@ -28,6 +28,7 @@ from tests.integration.vllm.served import (
     signal_all,
     worst_difference,
 )
+from tests.processes import started
 
 CLOSE = 1e-4
 ROOT = Path(__file__).parents[3]
@@ -151,10 +152,9 @@ def test_servers_end_with_whoever_started_them(tmp_path: Path) -> None:
         "import pathlib, time; from tests.integration.vllm.served import server_pids, serving\n"
         f"with serving(pathlib.Path({str(tmp_path)!r})): print(*server_pids(), flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as owner:
+    with started([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as owner:
         assert owner.stdout is not None
         pids = [int(pid) for pid in owner.stdout.readline().split()]
-        owner.kill()
     assert len(pids) > 1
     deadline = time.monotonic() + 20
     while any(is_alive(pid) for pid in pids):

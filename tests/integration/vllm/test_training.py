@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from agentflow.cli import main
 from agentflow.cli.evaluation import evaluation_config
 from agentflow.runs import read_groups
 from agentflow.sandbox.process_tree import is_alive, tree_usage
+from tests.processes import started
 
 PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"
 SMALL = (
@@ -30,8 +32,9 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found[0].read_text().splitlines()] if found else []
 
 
-def start(out: Path, *words: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *SMALL, f"run.out={out}", *words], start_new_session=True)
+def start(out: Path, *words: str) -> AbstractContextManager["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", PROGRAM, *SMALL, f"run.out={out}", *words]
+    return started(command, patience_s=550, start_new_session=True)
 
 
 def listening(owner: int) -> int:
@@ -67,10 +70,10 @@ def test_a_trainer_that_is_killed_resumes(words: list[str], tmp_path: Path) -> N
         until_iteration(2, tmp_path, run)
         servers = [pid for pid in tree_usage(run.pid).pids if pid != run.pid]
         run.kill()
-    deadline = time.monotonic() + 30
-    while any(is_alive(pid) for pid in servers):
-        assert time.monotonic() < deadline, "a server has outlived its trainer"
-        time.sleep(0.1)
+        deadline = time.monotonic() + 30
+        while any(is_alive(pid) for pid in servers):
+            assert time.monotonic() < deadline, "a server has outlived its trainer"
+            time.sleep(0.1)
     (folder,) = tmp_path.iterdir()
     assert main(["train", "--resume", str(folder)]) == 0
     check_whole(folder)

@@ -47,11 +47,11 @@ def test_help_imports_nothing_slow() -> None:
         "import sys; from agentflow.cli import main; main(['--help']);"
         "print([name for name in ('torch', 'pydantic', 'gymnasium', 'rich', 'numpy') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.endswith("[]\n")
 
 
 def test_a_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -c 'from agentflow.cli import main; raise SystemExit(main([\"--help\"]))' | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr == ""
