@@ -225,8 +225,11 @@ def test_a_stored_file_that_was_cut_is_named(folder: Path, capsys: pytest.Captur
     assert f"{stored} is damaged" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
-    out = folder / "interrupted"
+@pytest.mark.parametrize(
+    ("number", "code", "what"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_run_that_is_ended_says_how_to_go_on(folder: Path, number: int, code: int, what: str) -> None:
+    out = folder / what
     words = [word if word != f"{folder}/runs" else str(out) for word in small(folder, "--iterations", "500")]
     # A shell that starts the suite in the background leaves SIGINT ignored, and children inherit that.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -236,11 +239,11 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
         for line in process.stdout:
             if line.startswith("iteration 6/"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said = process.communicate(timeout=120)[1].splitlines()
-    assert process.returncode == 130
+    assert process.returncode == code
     (run,) = out.iterdir()
     # Python itself may add that it ignored the interrupt while it was cleaning up.
     kept = max(int(path.name[-6:]) for path in (run / "checkpoints").iterdir())
-    assert f"interrupted (kept: up to iteration {kept}); resume with: agentflow train --resume {run}" in said
+    assert f"{what} (kept: up to iteration {kept}); resume with: agentflow train --resume {run}" in said
     assert "report.html" not in {path.name for path in run.iterdir()}
