@@ -44,7 +44,7 @@ def test_launcher_that_is_killed_is_no_verdict_on_the_program_and_says_so() -> N
     async def play() -> Result:
         sandbox, others = BubblewrapSandbox(1), tree_usage(os.getpid()).pids
         running = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(60)"), Limits(wall_s=60)))
-        while not (begun := tree_usage(os.getpid()).pids - others):
+        while not (begun := tree_usage(os.getpid()).pids - others) and not running.done():
             await asyncio.sleep(0.01)
         os.kill(min(begun), signal.SIGKILL)
         result = await running
