@@ -54,6 +54,7 @@ class Verdict:
         stderr: Its other output.
         usage: What it used.
         survivors: Whether processes of it could not be ended.
+        launcher_code: How the launcher itself ended: its exit code, less than 0 for a signal; None where there is none.
     """
 
     ended_by: str
@@ -62,12 +63,16 @@ class Verdict:
     stderr: Kept
     usage: Usage
     survivors: bool
+    launcher_code: int | None = None
 
     def result(self, code: int | None, *, backend: str, enforced: tuple[str, ...]) -> Result:
         """Return the result, given the exit code that the launcher told; None where it told none."""
         stdout, stderr = self.stdout.output(), self.stderr.output()
-        last = stderr.tail or stderr.head
         status, detail = self._status(code, stderr.last_line)
+        if status == "infra_error" and not detail:
+            detail = (stderr.tail or stderr.head).decode("utf-8", "backslashreplace")[:400]
+            if self.launcher_code is not None:
+                detail = f"the launcher ended with {self.launcher_code} and told of no end of the program: {detail}"
         return Result(
             status,
             exit_code=code if status in ("ok", "nonzero_exit") else None,
@@ -75,7 +80,7 @@ class Verdict:
             stdout=stdout,
             stderr=stderr,
             usage=self.usage,
-            detail=detail or (last.decode("utf-8", "backslashreplace")[:400] if status == "infra_error" else ""),
+            detail=detail,
             backend=backend,
             enforced=enforced,
         )
@@ -144,7 +149,7 @@ class Execution:
             if ended_by:
                 # Not Popen.kill, which would bury a process that has just ended, and its usage with it.
                 signal.pidfd_send_signal(ended, signal.SIGKILL)
-            _, _, used = os.wait4(self._process.pid, 0)
+            _, status, used = os.wait4(self._process.pid, 0)
             self._process.returncode = 0  # it is buried: nobody else may wait for its number
             survivors = self._outlive()
             self._drain()
@@ -162,7 +167,13 @@ class Execution:
         if not ended_by and usage.cpu_s > self._limits.cpu_s:
             ended_by = "cpu_timeout"
         return Verdict(
-            ended_by, bytes(self._told), self._kept["stdout"], self._kept["stderr"], usage, survivors=survivors
+            ended_by,
+            bytes(self._told),
+            self._kept["stdout"],
+            self._kept["stderr"],
+            usage,
+            survivors=survivors,
+            launcher_code=os.waitstatus_to_exitcode(status),
         )
 
     def _open(self, descriptor: int, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,22 @@ def test_launcher_that_fails_is_no_verdict_on_the_program() -> None:
         return await BubblewrapSandbox(python="/nowhere/python").run(Program("print(1)"), LIMITS)
 
     assert asyncio.run(play()).status == "infra_error"
+
+
+def test_launcher_that_is_killed_is_no_verdict_on_the_program_and_says_so() -> None:
+    async def play() -> Result:
+        sandbox, others = BubblewrapSandbox(1), tree_usage(os.getpid()).pids
+        running = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(60)"), Limits(wall_s=60)))
+        while not (begun := tree_usage(os.getpid()).pids - others) and not running.done():
+            await asyncio.sleep(0.01)
+        os.kill(min(begun), signal.SIGKILL)
+        result = await running
+        await sandbox.close()
+        return result
+
+    result = asyncio.run(play())
+    assert result.status == "infra_error"
+    assert "the launcher ended with -9" in result.detail
 
 
 def test_probe_finds_what_holds_and_what_does_not() -> None:
