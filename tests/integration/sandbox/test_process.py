@@ -211,13 +211,43 @@ def test_the_python_tool_returns_plots_with_its_text() -> None:
     assert (cell.text, cell.images) == ("", stateless.images)
 
 
-def test_closed_sandbox_starts_again() -> None:
-    async def work(sandbox: ProcessSandbox) -> str:
-        await sandbox.run(Program("pass"), LIMITS)
+def test_closed_sandbox_starts_nothing() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[Result]:
+        others = tree_usage(os.getpid()).pids
+        first = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(60)"), LIMITS))
+        waits = asyncio.ensure_future(sandbox.run(Program("print(1)"), LIMITS))
+        await asyncio.sleep(0.2)
         await sandbox.close()
-        started = time.monotonic()
-        result = await sandbox.run(Program("print(1)"), LIMITS)
-        assert time.monotonic() - started < 30
-        return result.stdout.text
+        results = [await first, await waits, await sandbox.run(Program("import numpy"), LIMITS)]
+        with pytest.raises(SandboxFailure, match="the sandbox was closed: open another"):
+            await sandbox.session(LIMITS)
+        assert tree_usage(os.getpid()).pids == others
+        return results
 
-    assert play(work) == "1\n"
+    results = play(work, concurrency=1)
+    assert [result.status for result in results] == ["infra_error"] * 3
+    assert all(result.detail.startswith("the sandbox was closed") for result in results)
+
+
+def test_closing_a_shared_sandbox_ends_every_wait() -> None:
+    async def work() -> list[Result | BaseException]:
+        shared = SharedSandbox(lambda: ProcessSandbox(1))
+        session = await shared.session(LIMITS)
+        cell = asyncio.ensure_future(session.exec("import time; time.sleep(60)"))
+        await asyncio.sleep(0.2)
+        runs = [asyncio.ensure_future(shared.run(Program("import time; time.sleep(60)"), LIMITS)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await shared.close()
+        await session.close()
+        return list(await asyncio.gather(cell, *runs, return_exceptions=True))
+
+    async def limited() -> list[Result | BaseException]:
+        return await asyncio.wait_for(work(), 30)
+
+    before, groups_before = tree_usage(os.getpid()).pids, groups.existing()
+    for outcome in asyncio.run(limited()):
+        assert isinstance(outcome, SandboxFailure) or (
+            isinstance(outcome, Result) and outcome.status in ("infra_error", "refused")
+        )
+    assert tree_usage(os.getpid()).pids == before
+    assert sorted(groups_before) == sorted(groups.existing())
