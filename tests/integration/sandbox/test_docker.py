@@ -141,13 +141,13 @@ def test_output_that_the_event_loop_is_slow_to_read_arrives_whole_and_keeps_nobo
         async with await sandbox.session(LIMITS) as session:
             cell = asyncio.ensure_future(session.exec("print('x' * (1 << 20))", limits=Limits(output_kb=1 << 11)))
             await asyncio.sleep(0.1)
-            time.sleep(1.5)  # noqa: ASYNC251  whatever else its caller does
+            time.sleep(1.5)  # whatever else its caller does
             num_bytes = (await cell).stdout.num_bytes
             stuck = asyncio.ensure_future(
                 session.exec("while True: print('x' * 1000)", limits=Limits(output_kb=1 << 11))
             )
             await asyncio.sleep(0.1)
-            time.sleep(1.0)  # noqa: ASYNC251
+            time.sleep(1.0)
             started = time.monotonic()
             session._family.give_up()  # type: ignore[attr-defined]
             seconds = time.monotonic() - started
