@@ -18,9 +18,10 @@ from agentflow.sandbox import docker as backend
 from agentflow.sandbox.attacks.base import Verdict
 from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session
+from agentflow.sandbox.container import ran_out_of_memory
 from agentflow.sandbox.docker import DockerSandbox, build_image, gc, is_dead, owner_mark
 from agentflow.sandbox.engine import connect
-from agentflow.sandbox.image import DEFAULT_IMAGE
+from agentflow.sandbox.image import DEFAULT_IMAGE, PYTHON
 from agentflow.sandbox.probe import open_sandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.sandbox.contract import *  # noqa: F403
@@ -110,6 +111,20 @@ def test_first_process_can_be_neither_read_nor_written_nor_signalled(sandbox: Sh
 
     assert run(sandbox, REACHING).stdout.text == "done\n"
     assert in_session(sandbox, work) == ["done\n", "next\n"]
+
+
+@pytest.mark.parametrize(("size_mb", "ran_out"), [(100, True), (1, False)])
+def test_engine_tells_whose_memory_ran_out(size_mb: int, ran_out: bool) -> None:
+    api = connect().api
+    words = [PYTHON, "-c", f"x = bytearray(b'x') * ({size_mb} << 20)"]
+    host = api.create_host_config(network_mode="none", mem_limit="16m", memswap_limit="16m")
+    container = api.create_container(DEFAULT_IMAGE, words, host_config=host)["Id"]
+    try:
+        api.start(container)
+        api.wait(container)
+        assert ran_out_of_memory(api, container) is ran_out
+    finally:
+        api.remove_container(container, force=True)
 
 
 _LATER_FLOODS = """
