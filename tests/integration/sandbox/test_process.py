@@ -210,6 +210,12 @@ def test_the_python_tool_returns_plots_with_its_text() -> None:
     assert (cell.text, cell.images) == ("", stateless.images)
 
 
+def test_script_that_does_not_fit_on_the_disk_shows_nothing_of_the_host() -> None:
+    full = Program("echo hi", language="shell", files={"x": b"x" * (1 << 20)})
+    result = play(lambda sandbox: sandbox.run(full, LIMITS.model_copy(update={"disk_mb": 1})))
+    assert (result.status, result.stdout.text, result.stderr.text) == ("disk", "", "")
+
+
 def test_closed_sandbox_starts_nothing() -> None:
     async def work(sandbox: ProcessSandbox) -> list[Result]:
         others = tree_usage(os.getpid()).pids
