@@ -87,8 +87,7 @@ class ProcessSandbox:
 
     async def close(self) -> None:
         """End the zygotes, and with them everything they started; no other is started."""
-        for slot in self._slots:
-            slot.close()
+        await asyncio.gather(*(slot.close() for slot in self._slots))
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator["_Slot"]:
@@ -139,16 +138,16 @@ class _Slot:
         """What holds here."""
         return enforced(self._group)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the zygotes and remove the group; nothing is started here any more."""
         self._is_closed = True
         for launcher in self._launchers.values():
             launcher.close()
         for descriptor in (self._files or {}).values():
             os.close(descriptor)
-        if self._group is not None:
-            self._group.close()
-        self._group, self._files, self._limits = None, None, None
+        group, self._group, self._files, self._limits = self._group, None, None, None
+        if group is not None:
+            await asyncio.to_thread(group.close)  # it waits for the last process
 
 
 class _Execution:
