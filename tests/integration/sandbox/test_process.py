@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import pytest
 
-from agentflow.sandbox import groups, process, sessions
-from agentflow.sandbox.base import Limits, Program, Result, Sandbox, SandboxFailure, run_reliably
+from agentflow.sandbox import groups, launcher, process, sessions
+from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Result, Sandbox, SandboxFailure, run_reliably
 from agentflow.sandbox.probe import open_sandbox, probe
 from agentflow.sandbox.process import ProcessSandbox
 from agentflow.sandbox.process_tree import tree_usage
@@ -110,6 +110,14 @@ def test_sandbox_that_breaks_twice_is_a_failure_of_the_episode(monkeypatch: pyte
 
     with pytest.raises(SandboxFailure, match=r"process sandbox failed twice: .*no_such_module"):
         play(work)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="numpy starts no threads on one core")
+def test_zygote_with_threads_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "ENVIRONMENT", {**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "2"})
+    result = play(lambda sandbox: sandbox.run(Program("import numpy"), LIMITS))
+    assert result.status == "infra_error"
+    assert "importing numpy leaves 2 threads" in result.detail
 
 
 def test_two_hundred_at_once_are_judged_as_one_alone(metering: str) -> None:
