@@ -81,17 +81,25 @@ class DaemonThreads(ThreadPoolExecutor):
 
 
 class BackgroundLoop:
-    """An event loop in a thread of its own, for what outlives the loops of single calls: connections, servers."""
+    """An event loop in a thread of its own, for what outlives the loops of single calls: connections, servers.
 
-    def __init__(self) -> None:
+    Args:
+        name: What its thread is called.
+    """
+
+    def __init__(self, name: str = "background") -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(DaemonThreads())
-        self._thread = Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine there, and return its future; one that `close` overtakes is cancelled."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine there, and wait for it in synchronous code."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self.submit(coroutine)
         try:
             return future.result()
         finally:
@@ -99,7 +107,7 @@ class BackgroundLoop:
 
     def wrap(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Run a coroutine there, and return what another loop may await."""
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+        return asyncio.wrap_future(self.submit(coroutine))
 
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call a plain function there, and wait for it."""

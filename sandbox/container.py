@@ -146,7 +146,7 @@ class Container:
         if seen.ended_by:
             self.end()
         elif not seen.trailer:
-            if not self._ran_out_of_memory():
+            if not ran_out_of_memory(self._api, self.id):
                 raise ContainerLost("its container ended before it said what became of the program")
             seen.ended_by = "memory"
         return seen
@@ -206,11 +206,20 @@ class Container:
         seen.add(data)
         return bool(data)
 
-    def _ran_out_of_memory(self) -> bool:
-        """Ask the engine about a container whose first process was killed, and which is gone by now."""
-        now = int(time.time())
-        filters = {"container": self.id, "event": "oom"}
-        return any(True for _ in self._api.events(since=now - 3600, until=now + 1, filters=filters))
+
+def ran_out_of_memory(api: Any, container: str) -> bool:
+    """Ask the engine about a container whose first process was killed, and which is gone by now.
+
+    Args:
+        api: Docker's low-level client; its own `events` waits without limit for an engine that hangs.
+        container: Its identity.
+    """
+    now = int(time.time())
+    filters = json.dumps({"container": [container], "event": ["oom"]})
+    asked = {"since": now - 3600, "until": now + 1, "filters": filters}
+    answer = api.get(f"{api.base_url}/v{api.api_version}/events", params=asked, timeout=api.timeout)
+    answer.raise_for_status()
+    return bool(answer.content.strip())
 
 
 class Frames:

@@ -125,8 +125,12 @@ class DockerSandbox:
             raise LauncherBroken(self._engine.explain(error, threading.Event())) from None
 
     def _close(self) -> None:
-        for launcher in list(self._launchers):
+        launchers = list(self._launchers)
+        for launcher in launchers:
             launcher.close()
+        deadline = time.monotonic() + _GONE_S
+        for launcher in launchers:
+            launcher.wait(max(0.0, deadline - time.monotonic()))
         try:
             self._pool.close()
             deadline = time.monotonic() + _GONE_S

@@ -7,6 +7,7 @@ for the branches there, and carries what both sides say through the one connecti
 import asyncio
 import json
 import os
+import select
 import selectors
 import socket
 import struct
@@ -27,6 +28,7 @@ _CHUNK_BYTES, _PACKET_BYTES = 1 << 16, 1 << 16
 _MAX_FILES = 3
 _STDOUT = 1
 _LAST_WORDS = 400
+_TICK_MS = 50
 Listener = Callable[[Event], None]
 
 
@@ -71,9 +73,14 @@ class ContainerLauncher:
             self._relay.ask({"op": op, **words})
 
     def close(self) -> None:
-        """End the container."""
+        """Have the container ended, and wait for nothing: the event loop may be the one that asks."""
         if self._relay is not None:
             self._relay.close()
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until the container has been ended; it may take longer where the engine hangs."""
+        if self._relay is not None:
+            self._relay.wait(limit_s)
 
 
 class _Relay:
@@ -84,18 +91,19 @@ class _Relay:
     ) -> None:
         self._figures = figures
         self._container, self._tell = container, tell
-        self._channels = {0: first}
+        self._channels: dict[int, socket.socket] = {}
         self._numbers = count(1)
         self._streams: dict[int, int] = {}
         self._frames, self._said, self._last_words = Frames(), bytearray(), b""
         self._pending = bytearray()
-        self._asked: deque[dict[str, Any] | None] = deque()
+        self._asked: deque[dict[str, Any]] = deque()
+        self._is_closed = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._container.stream.setblocking(False)
         self._selector.register(self._container.stream, selectors.EVENT_READ, self._hear)
         self._selector.register(self._wake, selectors.EVENT_READ, self._take_asked)
-        self._selector.register(first, selectors.EVENT_READ, 0)
+        self._listen(first, 0)
         self._died: Event = {}
         asked = {"session": {"file_bytes": file_bytes(limits), "memory_bytes": memory_bytes(limits)}}
         self._pending += struct.pack(">I", 0)  # the hash seed
@@ -103,17 +111,24 @@ class _Relay:
         self._thread = Thread(target=self._serve, name="session", daemon=True)
         self._thread.start()
 
-    def ask(self, what: dict[str, Any] | None) -> None:
+    def ask(self, what: dict[str, Any]) -> None:
         """Have something said to the container."""
-        if self._thread.is_alive():
-            self._asked.append(what)
-            with suppress(OSError):  # it ended meanwhile
-                os.eventfd_write(self._wake, 1)
+        self._asked.append(what)
+        self._rouse()
 
     def close(self) -> None:
-        """End the container, and wait for that."""
-        self.ask(None)
-        self._thread.join()
+        """Have the container ended."""
+        self._is_closed = True
+        self._rouse()
+
+    def wait(self, limit_s: float) -> None:
+        """Wait for the thread's end."""
+        self._thread.join(limit_s)
+
+    def _rouse(self) -> None:
+        if self._thread.is_alive():
+            with suppress(OSError):  # it ended meanwhile
+                os.eventfd_write(self._wake, 1)
 
     def _serve(self) -> None:
         try:
@@ -155,12 +170,15 @@ class _Relay:
     def _take_asked(self) -> bool:
         os.eventfd_read(self._wake)
         while self._asked:
-            what = self._asked.popleft()
-            if what is None:
-                self._died = {"event": "died", "broken": "the sandbox was closed"}
-                return False
-            self._send(what)
-        return True
+            self._send(self._asked.popleft())
+        if self._is_closed:
+            self._died = {"event": "died", "broken": "the sandbox was closed"}
+        return not self._is_closed
+
+    def _listen(self, channel: socket.socket, number: int) -> None:
+        channel.setblocking(False)
+        self._channels[number] = channel
+        self._selector.register(channel, selectors.EVENT_READ, number)
 
     def _send(self, what: Mapping[str, Any], data: bytes = b"") -> None:
         text = json.dumps({**what, "size": len(data)} if data else what).encode()
@@ -168,22 +186,24 @@ class _Relay:
 
     def _pass_packet(self, number: int) -> None:
         """Carry what the session says to a branch."""
+        if number not in self._channels:  # what came with it has closed it
+            return
         channel = self._channels[number]
         packet, files, _, _ = socket.recv_fds(channel, _PACKET_BYTES, _MAX_FILES)
         if not packet:
-            self._drop(number)
-            self._send({"op": "hang_up", "channel": number})
+            self._hang_up(number)
             return
         head = {"channel": number, "text": packet.decode()}
         if json.loads(packet)["op"] == "fork":
             new = next(self._numbers)
-            self._channels[new] = socket.socket(fileno=files[0])
-            self._selector.register(self._channels[new], selectors.EVENT_READ, new)
+            self._listen(socket.socket(fileno=files[0]), new)
             self._send({"op": "fork", "new": new, **head})
             return
         source, *streams = files
         with os.fdopen(source, "rb") as file:
             self._send({"op": "cell", **head}, file.read())
+        for stream in streams:
+            os.set_blocking(stream, False)
         self._streams = dict(enumerate(streams, _STDOUT))
 
     def _hear(self) -> bool:
@@ -218,10 +238,7 @@ class _Relay:
             os.pwrite(self._figures, data[:MAX_WRITTEN_BYTES], 0)
         elif kind == "packet":
             self._close_streams()
-            channel = self._channels.get(event["channel"])
-            if channel is not None:
-                with suppress(OSError):  # the session has just left it
-                    channel.send(event["text"].encode())
+            self._answer(event["channel"], event["text"].encode())
         elif kind == "closed":
             self._close_streams()
             self._drop(event["channel"])
@@ -230,14 +247,34 @@ class _Relay:
         else:
             self._tell(event)
 
+    def _answer(self, number: int, packet: bytes) -> None:
+        if number not in self._channels:
+            return
+        try:
+            self._channels[number].send(packet)
+        except BlockingIOError:  # only a branch that says what nobody asked fills its channel
+            self._hang_up(number)
+        except OSError:  # the session has just left it
+            return
+
     def _print(self, number: int, data: bytes) -> None:
+        """Write what a cell prints; the event loop may be slow to read it, and may have the session closed instead."""
         with suppress(BrokenPipeError):  # the session reads no more
-            while data and number in self._streams:
-                data = data[os.write(self._streams[number], data) :]
+            while data and number in self._streams and not self._is_closed:
+                try:
+                    data = data[os.write(self._streams[number], data) :]
+                except BlockingIOError:
+                    poll = select.poll()
+                    poll.register(self._streams[number], select.POLLOUT)
+                    poll.poll(_TICK_MS)
 
     def _close_streams(self) -> None:
         while self._streams:
             os.close(self._streams.popitem()[1])
+
+    def _hang_up(self, number: int) -> None:
+        self._drop(number)
+        self._send({"op": "hang_up", "channel": number})
 
     def _drop(self, number: int) -> None:
         channel = self._channels.pop(number, None)

@@ -172,13 +172,19 @@ def _guarded(work: Callable[[], Any], hint: Hint) -> int:
     return 0
 
 
-def _explain(error: BaseException, hint: Hint) -> None:
+def word_of(error: BaseException) -> str:
+    """Name the limit that an error tells of; empty if it tells of none."""
     if isinstance(error, MemoryError):
-        hint("memory")
-    elif isinstance(error, OSError) and error.errno in _WORDS:
-        hint(_WORDS[error.errno])
-    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        hint("pids")
+        return "memory"
+    if isinstance(error, OSError):
+        return _WORDS.get(error.errno or 0, "")
+    return "pids" if isinstance(error, RuntimeError) and "can't start new thread" in str(error) else ""
+
+
+def _explain(error: BaseException, hint: Hint) -> None:
+    word = word_of(error)
+    if word:
+        hint(word)
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next

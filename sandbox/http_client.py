@@ -50,14 +50,18 @@ class HttpSandbox:
         problem = refusal(program, used)
         if problem:
             return Result("refused", detail=problem, backend=self.name)
-        timeout = httpx.Timeout(used.wall_s + _PATIENCE_S, connect=_CONNECT_S)
+        limit_s = used.wall_s + _PATIENCE_S
+        timeout = httpx.Timeout(limit_s, connect=_CONNECT_S)
         headers = {"Content-Type": "application/json"}
         async with self._slots:
             try:
                 request = self._client.build_request(
                     "POST", self._url, content=request_json(program, used), headers=headers, timeout=timeout
                 )
-                return await self._answer(request, used)
+                async with asyncio.timeout(limit_s):  # that of httpx is for each read
+                    return await self._answer(request, used)
+            except TimeoutError:
+                return self._broken(f"no whole answer within {limit_s:g} s")
             except (httpx.HTTPError, ValueError) as error:
                 return self._broken(f"{type(error).__name__}: {error}")
 

@@ -19,6 +19,7 @@ from agentflow.sandbox.base import ENVIRONMENT, Limits, Usage, max_files
 
 _PACKET_BYTES = 1 << 17
 _BOOT_S = 60.0
+_DYING_S = 2.0  # the event loop waits meanwhile; what was killed takes milliseconds
 # Where this package lies is said over the socket, because programs can read the command line.
 _CODE = """
 import json, socket, sys
@@ -246,7 +247,8 @@ def _close_all(files: Sequence[int]) -> None:
 def _end(process: "subprocess.Popen[bytes]") -> str:
     """Kill a zygote, whose executions die with it, and return its last words."""
     process.kill()
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel holds on to it: it is buried later
+        process.wait(_DYING_S)
     assert process.stderr is not None
     with process.stderr as stream:
         os.set_blocking(stream.fileno(), False)

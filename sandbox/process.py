@@ -21,7 +21,7 @@ from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
-from agentflow.sandbox.base import Limits, Program, Result, Session, Status, refusal
+from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, Session, Status, refusal
 from agentflow.sandbox.execution import limit_named, to_the_end
 from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
@@ -79,12 +79,15 @@ class ProcessSandbox:
         Raises:
             SandboxFailure: It does not start.
         """
-        return await open_session(next(self._turns).launcher(is_heavy=True), limits or Limits(), turn=self._turn)
+        try:
+            launcher = next(self._turns).launcher(is_heavy=True)
+        except LauncherBroken as error:
+            raise SandboxFailure(f"a session of the {self.name} sandbox did not start: {error}") from None
+        return await open_session(launcher, limits or Limits(), turn=self._turn)
 
     async def close(self) -> None:
-        """End the zygotes, and with them everything they started."""
-        for slot in self._slots:
-            slot.close()
+        """End the zygotes, and with them everything they started; no other is started."""
+        await asyncio.gather(*(slot.close() for slot in self._slots))
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator["_Slot"]:
@@ -104,9 +107,16 @@ class _Slot:
         self._group: Group | None = None
         self._files: dict[str, int] | None = None
         self._limits: Limits | None = None
+        self._is_closed = False
 
     def launcher(self, *, is_heavy: bool) -> Launcher:
-        """Return the zygote's launcher; nothing is started before its first execution."""
+        """Return the zygote's launcher; nothing is started before its first execution.
+
+        Raises:
+            LauncherBroken: The slot is closed.
+        """
+        if self._is_closed:
+            raise LauncherBroken("the sandbox was closed: open another")
         if is_heavy not in self._launchers:
             self._launchers[is_heavy] = Launcher(self._user, (*_COMMON, *_installed()) if is_heavy else _COMMON)
         return self._launchers[is_heavy]
@@ -128,15 +138,16 @@ class _Slot:
         """What holds here."""
         return enforced(self._group)
 
-    def close(self) -> None:
-        """End the zygotes and remove the group."""
+    async def close(self) -> None:
+        """End the zygotes and remove the group; nothing is started here any more."""
+        self._is_closed = True
         for launcher in self._launchers.values():
             launcher.close()
         for descriptor in (self._files or {}).values():
             os.close(descriptor)
-        if self._group is not None:
-            self._group.close()
-        self._group, self._files, self._limits = None, None, None
+        group, self._group, self._files, self._limits = self._group, None, None, None
+        if group is not None:
+            await asyncio.to_thread(group.close)  # it waits for the last process
 
 
 class _Execution:
@@ -145,7 +156,8 @@ class _Execution:
     def __init__(self, slot: _Slot, limits: Limits, *, is_heavy: bool) -> None:
         self._slot = slot
         self._limits = limits
-        self._launcher = slot.launcher(is_heavy=is_heavy)
+        self._is_heavy = is_heavy
+        self._launcher: Launcher  # from its start on
         self._number = -1
         self._died: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._ended_by = ""
@@ -193,6 +205,7 @@ class _Execution:
     async def _start(self, program: Program, stdout: Pipe, stderr: Pipe, *, figures: FigureFile) -> None:
         code = program.code.encode("utf-8", "replace").decode()
         told = (program.language, code, program.seed, dict(program.files))
+        self._launcher = self._slot.launcher(is_heavy=self._is_heavy)
         with ExitStack() as opened:
             files = {
                 "program": opened.enter_context(memory_file(marshal.dumps(told))),

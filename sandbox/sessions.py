@@ -195,9 +195,9 @@ class _Family:
             self._launcher.ask(self._number, "end", reason="closed", pid=None)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._died), _LOST_S)
-        if self._group is not None:
-            self._group.close()
         self.figures.close()
+        if self._group is not None:
+            await asyncio.to_thread(self._group.close)  # it waits for the last process
 
     async def _first(self, wanted: asyncio.Future[Event]) -> Event:
         await asyncio.wait({wanted, self._died}, timeout=_LOST_S, return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from agentflow.sandbox import namespaces
-from agentflow.sandbox.guest_python import run_program, serve_cells
+from agentflow.sandbox.guest_python import run_program, serve_cells, word_of
 from agentflow.sandbox.system import INSIDE, WORK
 
 MAX_OPEN_FILES = 256
@@ -122,8 +122,18 @@ def _build_place(start: Start) -> None:
 
 
 def _become_worker(start: Start) -> NoReturn:
+    """Be the worker; whatever breaks is hinted at, because a traceback from here would show the model the host."""
     hinting = start.files["hints"]
     hint: Callable[[str], None] = lambda word: _hint(hinting, word)  # noqa: E731
+    try:
+        _work(start, hint)
+    except BaseException as error:  # noqa: BLE001  beyond stand the handlers of the zygote, which this is a fork of
+        hint(word_of(error) or f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(1)
+
+
+def _work(start: Start, hint: Callable[[str], None]) -> NoReturn:
     try:
         threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
         namespaces.set_inspectable(True)

@@ -359,6 +359,16 @@ def _number_inside(pid: int) -> int | None:
         return None
 
 
+def _ensure_alone(name: str) -> None:
+    """Refuse to go on with threads: a fork has none of them, but the locks that they held."""
+    num_threads = len(os.listdir("/proc/self/task"))
+    if num_threads > 1:
+        raise RuntimeError(
+            f"importing {name} leaves {num_threads} threads, and a zygote forks only with one: "
+            f"have {name} start them when it is used, or do not preload it"
+        )
+
+
 def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) -> None:
     """Leave the host, import, say so, and serve.
 
@@ -374,6 +384,7 @@ def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) ->
         system.enter(user)
         for name in preload:
             importlib.import_module(name)
+            _ensure_alone(name)
         namespaces.take_large_pages()
         zygote = Zygote(control)
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it

@@ -2,16 +2,21 @@
 
 import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from docker import APIClient
+from requests.exceptions import Timeout
 
 from agentflow.cli import main
+from agentflow.concurrency import DaemonThreads
 from agentflow.errors import RunAborted
 from agentflow.sandbox.base import Program, Result, SandboxFailure
+from agentflow.sandbox.container import ran_out_of_memory
 from agentflow.sandbox.docker import DockerSandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.brittle import Watched, invented, play
@@ -124,6 +129,14 @@ def test_engine_whose_disk_fills_up_stops_the_run_and_invents_nothing(engine: En
         asyncio.run(sandbox.close())
         (engine.data / "filled").unlink(missing_ok=True)
     assert set(sandbox.ended) == {"ok", "infra_error"}
+
+
+def test_engine_that_hangs_when_asked_for_memory_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        api = APIClient(f"tcp://127.0.0.1:{silent.getsockname()[1]}", version="1.41", timeout=1)
+        asking = DaemonThreads().submit(ran_out_of_memory, api, "0" * 64)
+        with pytest.raises(Timeout):
+            asking.result(20)
 
 
 def fill(path: Path) -> None:

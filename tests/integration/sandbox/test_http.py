@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from aiohttp import web
 
 from agentflow.cli import main
 from agentflow.errors import ConfigError
+from agentflow.sandbox import http_client
 from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, SandboxUnavailable, run_reliably
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.http_client import TOKEN_VARIABLE, HttpSandbox
@@ -225,6 +227,29 @@ def test_server_that_is_away_or_hangs_up_is_no_verdict() -> None:
         asyncio.run(run_reliably(HttpSandbox(url), Program("x"), LIMITS))
     with pytest.raises(SandboxUnavailable, match=r"runs no programs.*agentflow sandbox serve"):
         asyncio.run(open_sandbox(url))
+
+
+def test_server_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "_PATIENCE_S", 1.0)
+
+    async def trickle(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for _ in range(100):
+            await answer.write(b" ")
+            await asyncio.sleep(0.2)
+        return answer
+
+    def app() -> web.Application:
+        made = web.Application()
+        made.add_routes([web.post("/run_code", trickle)])
+        return made
+
+    with serving(app) as url:
+        started = time.monotonic()
+        result = play(url, Program("x"), LIMITS.model_copy(update={"wall_s": 1.0}))
+    assert (result.status, result.detail) == ("infra_error", "no whole answer within 2 s")
+    assert time.monotonic() - started < 15
 
 
 def test_bad_address_is_refused() -> None:

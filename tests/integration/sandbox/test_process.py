@@ -3,14 +3,13 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import pytest
 
-from agentflow.sandbox import groups, process, sessions
-from agentflow.sandbox.base import Limits, Program, Result, Sandbox, SandboxFailure, run_reliably
+from agentflow.sandbox import groups, launcher, process, sessions
+from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Result, Sandbox, SandboxFailure, run_reliably
 from agentflow.sandbox.probe import open_sandbox, probe
 from agentflow.sandbox.process import ProcessSandbox
 from agentflow.sandbox.process_tree import tree_usage
@@ -113,6 +112,14 @@ def test_sandbox_that_breaks_twice_is_a_failure_of_the_episode(monkeypatch: pyte
         play(work)
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="numpy starts no threads on one core")
+def test_zygote_with_threads_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "ENVIRONMENT", {**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "2"})
+    result = play(lambda sandbox: sandbox.run(Program("import numpy"), LIMITS))
+    assert result.status == "infra_error"
+    assert "importing numpy leaves 2 threads" in result.detail
+
+
 def test_two_hundred_at_once_are_judged_as_one_alone(metering: str) -> None:
     codes = ("print(6 * 7)", "while True: pass", "1 / 0", "import os; os.kill(os.getpid(), 9)", "print('x' * 9000)")
     limits = LIMITS.model_copy(update={"cpu_s": 0.1, "wall_s": 30.0})
@@ -211,13 +218,49 @@ def test_the_python_tool_returns_plots_with_its_text() -> None:
     assert (cell.text, cell.images) == ("", stateless.images)
 
 
-def test_closed_sandbox_starts_again() -> None:
-    async def work(sandbox: ProcessSandbox) -> str:
-        await sandbox.run(Program("pass"), LIMITS)
-        await sandbox.close()
-        started = time.monotonic()
-        result = await sandbox.run(Program("print(1)"), LIMITS)
-        assert time.monotonic() - started < 30
-        return result.stdout.text
+def test_script_that_does_not_fit_on_the_disk_shows_nothing_of_the_host() -> None:
+    full = Program("echo hi", language="shell", files={"x": b"x" * (1 << 20)})
+    result = play(lambda sandbox: sandbox.run(full, LIMITS.model_copy(update={"disk_mb": 1})))
+    assert (result.status, result.stdout.text, result.stderr.text) == ("disk", "", "")
 
-    assert play(work) == "1\n"
+
+def test_closed_sandbox_starts_nothing() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[Result]:
+        others = tree_usage(os.getpid()).pids
+        first = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(60)"), LIMITS))
+        waits = asyncio.ensure_future(sandbox.run(Program("print(1)"), LIMITS))
+        await asyncio.sleep(0.2)
+        await sandbox.close()
+        results = [await first, await waits, await sandbox.run(Program("import numpy"), LIMITS)]
+        with pytest.raises(SandboxFailure, match="the sandbox was closed: open another"):
+            await sandbox.session(LIMITS)
+        assert tree_usage(os.getpid()).pids == others
+        return results
+
+    results = play(work, concurrency=1)
+    assert [result.status for result in results] == ["infra_error"] * 3
+    assert all(result.detail.startswith("the sandbox was closed") for result in results)
+
+
+def test_closing_a_shared_sandbox_ends_every_wait() -> None:
+    async def work() -> list[Result | BaseException]:
+        shared = SharedSandbox(lambda: ProcessSandbox(1))
+        session = await shared.session(LIMITS)
+        cell = asyncio.ensure_future(session.exec("import time; time.sleep(60)"))
+        await asyncio.sleep(0.2)
+        runs = [asyncio.ensure_future(shared.run(Program("import time; time.sleep(60)"), LIMITS)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        await shared.close()
+        await session.close()
+        return list(await asyncio.gather(cell, *runs, return_exceptions=True))
+
+    async def limited() -> list[Result | BaseException]:
+        return await asyncio.wait_for(work(), 30)
+
+    before, groups_before = tree_usage(os.getpid()).pids, groups.existing()
+    for outcome in asyncio.run(limited()):
+        assert isinstance(outcome, SandboxFailure) or (
+            isinstance(outcome, Result) and outcome.status in ("infra_error", "refused")
+        )
+    assert tree_usage(os.getpid()).pids == before
+    assert sorted(groups_before) == sorted(groups.existing())

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,6 +215,67 @@ def test_groups_of_two_containers_that_number_their_processes_alike_are_two() ->
     (first_pid, first), (second_pid, second) = said
     assert first_pid == second_pid
     assert first != second
+
+
+_TRACES = """
+import ctypes, sys
+SEIZE = 0x4206
+print(ctypes.CDLL(None).ptrace(SEIZE, int(sys.argv[1]), None, None), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="tracing a process of another user takes root")
+def test_zygote_that_the_kernel_holds_on_to_does_not_hold_up_the_loop() -> None:
+    async def work(sandbox: ProcessSandbox) -> float:
+        others = children()
+        await sandbox.run(Program("pass"), LIMITS)
+        (zygote,) = children(*others)
+        # Until its tracer has buried it, its parent cannot.
+        words = [sys.executable, "-c", _TRACES, str(zygote)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stdout is not None
+            try:
+                if tracer.stdout.readline() != "0\n":
+                    pytest.skip("tracing is not allowed here")
+                ended = threading.Timer(20, tracer.kill)
+                ended.start()
+                started = time.monotonic()
+                await sandbox.close()
+                seconds = time.monotonic() - started
+                ended.cancel()
+            finally:
+                tracer.kill()
+        await asyncio.sleep(0.1)
+        subprocess.Popen(["true"]).wait()  # which buries others too
+        return seconds
+
+    assert play(work, concurrency=1) < 15
+
+
+def test_control_group_that_is_slow_to_empty_does_not_hold_up_the_loop() -> None:
+    group = groups.Group.create()
+    if group is None:
+        pytest.skip("there are no control groups here")
+    group.close()
+    with subprocess.Popen(["sleep", "60"]) as stays:
+
+        async def work(sandbox: ProcessSandbox) -> float:
+            before = groups.existing()
+            await sandbox.run(Program("pass"), LIMITS)
+            for folder in set(groups.existing()) - set(before):
+                (folder / "cgroup.procs").write_text(str(stays.pid))
+            closing, longest_s = asyncio.ensure_future(sandbox.close()), 0.0
+            for _ in range(20):
+                started = time.monotonic()
+                await asyncio.sleep(0.05)
+                longest_s = max(longest_s, time.monotonic() - started)
+            assert not closing.done()
+            stays.kill()
+            await closing
+            return longest_s
+
+        assert play(work, concurrency=1) < 3
 
 
 class _Answered(Kept):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from agentflow.sandbox.base import Program, Result, SandboxUnavailable
+from agentflow.sandbox.base import Program, Result, SandboxFailure, SandboxUnavailable
 from agentflow.sandbox.shared import SharedSandbox, shared_sandbox
 
 
@@ -27,6 +27,8 @@ class Backend:
             except asyncio.CancelledError:
                 self.cancelled = True
                 raise
+        if program.code == "block":
+            return Result("ok", value=str(await asyncio.to_thread(lambda: threading.current_thread().daemon)))
         return Result("ok", value=f"{id(asyncio.get_running_loop())} {threading.current_thread().name}")
 
     async def session(self, limits=None):
@@ -99,6 +101,26 @@ async def test_giving_up_on_a_program_cancels_it(made):
     await shared.run(Program("1"))
     assert made[0].cancelled
     await shared.close()
+
+
+async def test_call_that_blocks_does_not_hold_up_the_exit(made):
+    shared = opening(made)
+    assert (await shared.run(Program("block"))).value == "True", "it is a daemon's"
+    await shared.close()
+
+
+async def test_closing_tells_whoever_waits(made):
+    shared = opening(made)
+    session = await shared.session()
+    waiting = [asyncio.ensure_future(work) for work in (shared.run(Program("hang")), session.exec("hang"))]
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(shared.close(), 10)
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [type(outcome) for outcome in outcomes] == [SandboxFailure] * 2
+    with pytest.raises(SandboxFailure, match="close it last"):
+        await session.exec("1")
+    await asyncio.wait_for(session.close(), 10)
+    assert Backend.opened == 1, "nothing of it opens another"
 
 
 async def test_sessions_work_from_any_loop(made):
