@@ -25,12 +25,6 @@ def shape_of(config: Any) -> dict[str, Any]:
     }
 
 
-def part_of(name: str) -> str:
-    """Return the part of a model that a tensor belongs to, by its name: its layer, or all that is in none."""
-    layer = re.search(r"\.(\d+)\.", name)
-    return f"layer {layer[1]}" if layer else "others"
-
-
 def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return a checksum of each layer's weights, and one of all others: the sum of their 8-byte words modulo 2**64.
 
@@ -39,7 +33,8 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """
     sums: dict[str, int] = {}
     for name, tensor in tensors.items():
-        key = part_of(name)
+        layer = re.search(r"\.(\d+)\.", name)
+        key = f"layer {layer[1]}" if layer else "others"
         words = tensor.detach().contiguous().view(-1).view(torch.uint8)
         whole = words.numel() // 8 * 8
         rest = int.from_bytes(bytes(words[whole:].tolist()), "little")

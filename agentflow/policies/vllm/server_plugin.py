@@ -10,11 +10,10 @@ import mmap
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,14 +24,12 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from agentflow.policies.vllm.digests import PROTOCOL, digests, part_of, shape_of
+from agentflow.policies.vllm.digests import PROTOCOL, digests, shape_of
 from agentflow.policies.vllm.gpu_memory import opened, visible_gpus
 
 ENGINE = "agentflow"
 _OURS = "AGENTFLOW_SERVER"
 _TIMEOUT_S = 60.0
-_HALVES = 2
-_T = TypeVar("_T")
 
 
 def register() -> None:
@@ -131,9 +128,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         if not current_platform.is_cpu():
             initialize_layerwise_reload(self.model)
             self._is_reloading = True
-            self.model.load_weights(tensors.items())
-        else:
-            _by_parts(lambda part: self.model.load_weights(part.items()), tensors)
+        self.model.load_weights(tensors.items())
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Take an update; on a CPU there is no device to wait for."""
@@ -246,31 +241,7 @@ def _digests_of(worker: Any, held: Callable[[], Iterable[tuple[str, torch.Tensor
     if worker.parallel_config.tensor_parallel_size > 1:
         received: dict[str, str] = worker.weight_transfer_engine.received
         return received
-    tensors = dict(held())
-    if not current_platform.is_cpu():
-        return digests(tensors)
-    return {key: value for part in _by_parts(digests, tensors) for key, value in part.items()}
-
-
-def _by_parts(work: Callable[[dict[str, torch.Tensor]], _T], tensors: Mapping[str, torch.Tensor]) -> list[_T]:
-    """Work on halves of a model at once, each of whole layers.
-
-    vLLM binds a worker on a CPU to fewer cores than there are. Nothing is sampled here meanwhile, so that these threads
-    may take any.
-    """
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        parts.setdefault(part_of(name), {})[name] = tensor
-    halves: list[dict[str, torch.Tensor]] = [{} for _ in range(_HALVES)]
-    for part in sorted(parts.values(), key=_num_bytes, reverse=True):
-        min(halves, key=_num_bytes).update(part)
-    cores = range(os.cpu_count() or 1)
-    with ThreadPoolExecutor(_HALVES, initializer=os.sched_setaffinity, initargs=(0, cores)) as threads:
-        return list(threads.map(work, halves))
-
-
-def _num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
+    return digests(dict(held()))
 
 
 def _adapters_in_use(manager: Any) -> Iterator[tuple[str, torch.Tensor]]:

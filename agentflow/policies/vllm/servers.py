@@ -23,7 +23,7 @@ API_SERVER = "vllm.entrypoints.openai.api_server"
 BASE, ADAPTER = "policy", "adapter"
 """What a server calls the model that it serves, and the adapter on top of it."""
 _OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server_args")
-_POLL_S, _SOON_S = 0.2, 15.0
+_POLL_S, _SOON_S = 0.2, 60.0
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
 
