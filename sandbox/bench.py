@@ -4,6 +4,7 @@ Rounds alternate between what is compared, so that a busy machine slows all of i
 """
 
 import asyncio
+import gc
 import os
 import shutil
 import subprocess
@@ -155,6 +156,7 @@ async def leaves_behind(sandbox: Sandbox, executions: int) -> Mapping[str, int]:
 
 async def _settled() -> Counter[str]:
     """Return the state once nothing comes or goes any more: what ran last is told of before its files are closed."""
+    gc.collect()  # else what was left before would count as given back
     state = _state()
     for _ in range(_MOST_LOOKS):
         await asyncio.sleep(0.5)

@@ -1,6 +1,7 @@
 """`agentflow sandbox`, as a user types it."""
 
 import io
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,7 @@ def test_bench_compares_and_counts_what_is_left(
     assert main(["sandbox", "bench", "--executions", "400"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in said[1:3]] == ["plain python", "process"]
-    assert said[-1].startswith(
-        "after 400 mixed executions: wrong +0, processes +0, mounts +0, cgroups +0, descriptors +0"
-    )
+    assert said[-1].startswith("after 400 mixed executions: wrong +0, ")
+    left = dict(re.findall(r"(\w+) ([+-]\d+)", said[-1]))
+    # Another test of this process may have left a file, which is closed meanwhile.
+    assert all(int(left[name]) <= 0 for name in ("processes", "mounts", "cgroups", "descriptors")), left
