@@ -71,6 +71,7 @@ def test_a_server_that_ends_tells_its_exit_code(folder: Path) -> None:
     server = ServerProcess([sys.executable, "-c", "raise SystemExit(7)"], folder, environment={})
     assert server.wait() == server.exit_code == 7
     server.end()
+    server.end()  # as often as one likes
 
 
 def test_secrets_are_not_passed_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

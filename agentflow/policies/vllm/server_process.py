@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ class ServerProcess:
         self, words: Sequence[str], folder: Path, *, environment: Mapping[str, str], log: IO[bytes] | None = None
     ) -> None:
         self._folder = folder
+        self._ending, self._has_ended = threading.Lock(), False
         _write_plugin(folder)
         known = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
         safe = {k: v for k, v in known.items() if not _KEPT_BACK.search(k)}
@@ -84,6 +86,12 @@ class ServerProcess:
 
     def end(self) -> None:
         """End every process of the server, and remove its folder; what may end by itself gives its memory back."""
+        with self._ending:
+            if not self._has_ended:
+                self._end()
+                self._has_ended = True
+
+    def _end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             is_left, deadline = self._signal(number), time.monotonic() + _ENDING_S
             while is_left and time.monotonic() < deadline:

@@ -156,12 +156,15 @@ class Server:
     async def stop(self) -> None:
         """Close the connection, and end the process if it is ours."""
         self.is_ready = False
-        session, process = self._session, self._process
-        self._session = self._process = None
-        if process is not None:
-            await asyncio.to_thread(process.end)
-        if session is not None:
-            await session.close()
+        session, self._session = self._session, None
+        try:
+            # Known until it has ended: whoever stops it meanwhile waits as well, also if this wait is given up.
+            if self._process is not None:
+                await asyncio.to_thread(self._process.end)
+            self._process = None
+        finally:
+            if session is not None:
+                await session.close()
 
     def break_off(self) -> None:
         """End whatever is under way here: the server no longer answers."""
