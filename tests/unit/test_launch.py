@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from agentflow.errors import ConfigError
-from agentflow.policies.vllm import launch
 from agentflow.policies.vllm.launch import Served, check, launches
 from agentflow.policies.vllm.servers import ServerConfig
 
@@ -13,8 +12,7 @@ NAME = "CUDA_VISIBLE_DEVICES"
 
 
 @pytest.fixture(autouse=True)
-def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "server_python", lambda config: "python")
+def _all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAME, raising=False)
 
 
@@ -37,7 +35,7 @@ def test_each_server_has_gpus_of_its_own_and_sees_the_learners(
     if visible:
         monkeypatch.setenv(NAME, visible)
     config = ServerConfig(servers=2, gpus=2)
-    starts = launches(config, served(gpus=4, learner_gpu=learner), logs=Path("logs"))
+    starts = launches(config, served(gpus=4, learner_gpu=learner), python="python", logs=Path("logs"))
     assert [start.environment[NAME] for start in starts] == expected
 
 
@@ -48,5 +46,5 @@ def test_more_gpus_than_there_are_are_refused() -> None:
 
 def test_servers_on_one_cpu_share_its_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
-    starts = launches(ServerConfig(servers=2), served(gpus=0, learner_gpu=None), logs=Path("logs"))
+    starts = launches(ServerConfig(servers=2), served(gpus=0, learner_gpu=None), python="python", logs=Path("logs"))
     assert [start.environment["VLLM_CPU_OMP_THREADS_BIND"] for start in starts] == ["0,1", "2,3,4"]

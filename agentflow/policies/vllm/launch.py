@@ -66,8 +66,8 @@ def served_lora_rank(rank: int) -> int:
     return enough[0]
 
 
-def check(config: ServerConfig, *, gpus: int) -> None:
-    """Refuse what no server could be started with.
+def check(config: ServerConfig, *, gpus: int) -> str:
+    """Return the interpreter that runs the servers, and refuse what none could be started with.
 
     Args:
         config: The servers.
@@ -83,18 +83,18 @@ def check(config: ServerConfig, *, gpus: int) -> None:
             f"policy.servers = {config.servers} with policy.gpus = {config.gpus} takes {needed} GPUs; {gpus} visible.",
             "Lower policy.servers or policy.gpus.",
         )
-    server_python(config)
+    return server_python(config)
 
 
-def launches(config: ServerConfig, served: Served, *, logs: Path) -> list[Launch]:
+def launches(config: ServerConfig, served: Served, *, python: str, logs: Path) -> list[Launch]:
     """Return how each server is started.
 
     Args:
         config: The servers.
         served: What they serve.
+        python: What `check` returned.
         logs: Folder of their logs.
     """
-    python = server_python(config)
     args = [*arguments(config, served), *config.server_args]
     environment = variables(config, served)
     return [

@@ -68,8 +68,7 @@ class VllmPolicy:
             "max_length": max_episode_tokens,
             "lora_rank": served_lora_rank(rank_of(model)),
         }
-        if not config.urls:
-            check(config, gpus=torch.cuda.device_count())
+        self._python = "" if config.urls else check(config, gpus=torch.cuda.device_count())
         self._pool: ServerPool | None = None
         self._loop: BackgroundLoop | None = None
 
@@ -170,7 +169,7 @@ class VllmPolicy:
             lora_rank=rank_of(self.model),
             lora_modules=adapted_modules(self.model),
         )
-        starts = launches(self._config, served, logs=folder.absolute())
+        starts = launches(self._config, served, python=self._python, logs=folder.absolute())
         return [Server(f"server-{i}", self._config, launch=launch) for i, launch in enumerate(starts)]
 
 
