@@ -62,8 +62,8 @@ def serve(
         command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
         reached = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
         typer.echo(f"Once it answers: policy.urls=[http://{reached}:{port}]")
-        words = [*command, *arguments(config, served), *words]
-        server = ServerProcess(words, folder, environment=variables(config, served))
+        command += [*arguments(config, served), *words]
+        server = ServerProcess(command, folder, environment=variables(config, served))
         try:
             return server.wait()
         finally:

@@ -27,6 +27,10 @@ for line in sys.stdin:
 """
 
 
+def digest_of_all(buffer: WeightBuffer) -> str:
+    return f"{sum(int(word, 16) for word in buffer.digests().values()) % (1 << 64):016x}"
+
+
 def test_another_process_reads_each_update_of_the_weights() -> None:
     model: Any = starter().model
     model.cuda()
@@ -42,8 +46,7 @@ def test_another_process_reads_each_update_of_the_weights() -> None:
             reader.stdin.write(json.dumps(buffer.update_info(names)) + "\n")
             reader.stdin.flush()
             told.append(json.loads(reader.stdout.readline())["others"])
-            expected = sum(int(word, 16) for word in buffer.digests().values()) % (1 << 64)
-            assert told[-1] == f"{expected:016x}"
+            assert told[-1] == digest_of_all(buffer)
     assert len(set(told)) == 3
     buffer.close()
 
@@ -58,6 +61,5 @@ def test_servers_that_do_not_see_the_gpu_read_a_copy_on_the_host() -> None:
     info = buffer.update_info(["another"])
     with open(info["path"], "rb") as file:
         held = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    expected = sum(int(word, 16) for word in buffer.digests().values()) % (1 << 64)
-    assert digests({"flat": held}) == {"others": f"{expected:016x}"}
+    assert digests({"flat": held}) == {"others": digest_of_all(buffer)}
     buffer.close()

@@ -26,8 +26,6 @@ _OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server
 _POLL_S, _SOON_S = 0.2, 60.0
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
-
-
 _log = logging.getLogger(__name__)
 
 

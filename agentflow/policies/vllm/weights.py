@@ -64,9 +64,9 @@ class WeightBuffer:
         self._memory = mmap.mmap(self._file, offset)
         self._in_file = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._flat = self._in_file
-        devices = {weight.device for weight in current.values()}
-        if not self.is_adapter and len(devices) == 1 and next(iter(devices)).type == "cuda":
-            self._flat = torch.zeros(offset, dtype=torch.uint8, device=next(iter(devices)))
+        first, *others = {weight.device for weight in current.values()}
+        if first.type == "cuda" and not others and not self.is_adapter:
+            self._flat = torch.zeros(offset, dtype=torch.uint8, device=first)
         self._views = {
             name: self._view(weight, start) for (name, weight), start in zip(current.items(), offsets, strict=True)
         }
@@ -80,14 +80,14 @@ class WeightBuffer:
         }
         self._sender = _Sender(self._memory, host) if host else None
         self._digests: dict[str, str] | None = None
-        self._is_in_file = self._flat is self._in_file
+        self._is_in_file = not self._flat.is_cuda
         self._gpu_memory: Sequence[Any] = ()
         self._counting, self._placing = threading.Lock(), threading.Lock()  # several servers ask at once
 
     def publish(self) -> None:
         """Bring the buffer up to date."""
         self._digests = None
-        self._is_in_file = self._flat is self._in_file
+        self._is_in_file = not self._flat.is_cuda
         for name, weight in self._weights().items():
             if weight.data_ptr() != self._views[name].data_ptr():
                 self._views[name].copy_(weight.detach())
