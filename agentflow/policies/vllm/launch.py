@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentflow.errors import ConfigError
+from agentflow.policies.vllm.copies import FAST_COPIES
 from agentflow.policies.vllm.server_process import PLUGIN
 from agentflow.policies.vllm.servers import BASE, PYTHON_VARIABLE, Launch, ServerConfig
 
@@ -150,7 +151,7 @@ def variables(config: ServerConfig, served: Served) -> dict[str, str]:
         return dict.fromkeys(switches, "1")
     # Else vLLM 0.32, in spite of --enforce-eager, compiles parts of its sampler at the first turn: half a minute.
     switches.append("TORCHDYNAMO_DISABLE")
-    return {**dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
+    return {**FAST_COPIES, **dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
 
 
 def arguments(config: ServerConfig, served: Served) -> list[str]:

@@ -1,8 +1,8 @@
 """What a vLLM server is taught: to take its weights from a learner and to say which it holds.
 
 vLLM finds this module through the entry-point group `vllm.general_plugins` and calls `register` in each of its
-processes. Of AgentFlow only `digests` and `gpu_memory` are imported here: a server may live in an environment of its
-own, which is given these three modules alone. Written against vLLM 0.32.
+processes. Of AgentFlow only `copies`, `digests` and `gpu_memory` are imported here: a server may live in an environment
+of its own, which is given these four modules alone. Written against vLLM 0.32.
 """
 
 import json
@@ -18,18 +18,21 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from vllm import _custom_ops
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
+from agentflow.policies.vllm.copies import RecordedCopies
 from agentflow.policies.vllm.digests import PROTOCOL, digests, shape_of
 from agentflow.policies.vllm.gpu_memory import opened, visible_gpus
 
 ENGINE = "agentflow"
 _OURS = "AGENTFLOW_SERVER"
 _TIMEOUT_S = 60.0
+_SPIN_S, _LOOK_AGAIN_MS = 0.0015, 5
 
 
 def register() -> None:
@@ -42,6 +45,10 @@ def register() -> None:
         # oneDNN would replace the weights by packed copies, which can be neither rewritten in place nor read again;
         # sampling is as fast without it (docs/log.md).
         _custom_ops._supports_onednn = False
+        # Whoever waits for another process would spin, for a second, on a core that others could use. It would also
+        # look again after 5 s only where its wake-up was lost, which happens.
+        shm_broadcast.SpinCondition.__init__.__defaults__ = (_SPIN_S,)
+        shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = _LOOK_AGAIN_MS
 
 
 _apply_adapters = LRUCacheWorkerLoRAManager._apply_adapters
@@ -108,6 +115,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         """Begin with nothing received."""
         self.received = {}
         self._opened: tuple[tuple[Any, ...], torch.Tensor] | None = None
+        self._copies: RecordedCopies | None = None  # that load what was opened
         self._is_reloading = False
 
     def start_weight_update(self) -> None:
@@ -118,17 +126,22 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         tensors = dict(_tensors(update_info, self._buffer(update_info)))
         if self.parallel_config.tensor_parallel_size > 1:
             self.received = digests(tensors)
-        if not update_info.adapter:
-            self._load(tensors)
+        if not update_info.adapter and self._copies is not None:
+            self._copies.repeat()
+        elif not update_info.adapter:
+            self._load(tensors, is_kept=bool(update_info.path))
         elif self.parallel_config.rank == 0:
             _write_adapter(update_info.adapter, tensors)
 
-    def _load(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _load(self, tensors: dict[str, torch.Tensor], *, is_kept: bool) -> None:
         # Layers may keep their weights in another form than a checkpoint; on a CPU none does.
         if not current_platform.is_cpu():
             initialize_layerwise_reload(self.model)
             self._is_reloading = True
-        self.model.load_weights(tensors.items())
+        with RecordedCopies() as copies:
+            self.model.load_weights(tensors.items())
+        if is_kept and current_platform.is_cpu() and copies.are_all(tensors.values(), self.model.parameters()):
+            self._copies = copies
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Take an update; on a CPU there is no device to wait for."""
@@ -144,7 +157,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
 
     def shutdown(self) -> None:
         """Let the learner's buffer go."""
-        self._opened = None
+        self._opened = self._copies = None
 
     def _buffer(self, info: BufferUpdateInfo) -> torch.Tensor:
         if not info.gpu and not info.path:
@@ -152,7 +165,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         # What was opened is kept: a mapping's page faults cost as much as the copy.
         place = (info.gpu, *info.gpu_memory, info.path)
         if self._opened is None or self._opened[0] != place:
-            self._opened = (place, _opened(info))
+            self._opened, self._copies = (place, _opened(info)), None
         return self._opened[1]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 PLUGIN = "agentflow.policies.vllm.server_plugin"
-_SHARED_WITH_SERVERS = ("server_plugin.py", "digests.py", "gpu_memory.py")
+_SHARED_WITH_SERVERS = ("server_plugin.py", "copies.py", "digests.py", "gpu_memory.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
 _KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
