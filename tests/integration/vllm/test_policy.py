@@ -64,6 +64,19 @@ async def test_a_turn_ends_at_a_stop_token_or_at_its_limit(policy: VllmPolicy) -
         assert stopped or len(completion.token_ids) == 8
 
 
+async def test_a_server_that_waits_for_work_leaves_the_cores_to_others(policy: VllmPolicy) -> None:
+    await sample_all(policy, 8)
+    before = _cpu_s()
+    time.sleep(0.6)
+    assert _cpu_s() - before < 0.2  # left alone, vLLM's worker would spin all the time
+
+
+def _cpu_s() -> float:
+    """Return the seconds of CPU that the servers have taken so far."""
+    stats = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in server_pids()]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+
+
 async def test_servers_follow_an_update(policy: VllmPolicy) -> None:
     before = policy.version
     scale(policy, 1.01)
