@@ -1,5 +1,7 @@
 """How a server repeats the copies that loaded its weights."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,22 +39,37 @@ def test_repeating_loads_what_the_sources_hold_by_then(dtype: torch.dtype) -> No
         assert torch.equal(model["norm"], sources["norm"])
 
 
-def test_copies_that_are_not_all_of_a_load_are_told() -> None:
-    sources = _sources()
-    for other_load in (_of_another_dtype, _without_one, _of_a_derived_tensor, _beside_the_model, _turned_over):
-        model = _model()
-        with RecordedCopies() as copies:
-            other_load(model, sources)
-        assert not copies.are_all(sources.values(), model.parameters()), other_load.__name__
-
-
 def _of_another_dtype(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
     model["norm"] = torch.zeros(10)
     _load(model, sources)
 
 
 def _without_one(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
-    _load(model, {**sources, "norm": sources["norm"][:5].repeat(2)})
+    for name in "kv":
+        model["qkv"].data[:8].copy_(sources[name])
+    model["norm"].data.copy_(sources["norm"])
+
+
+def _in_part(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
+    """Load as the first of several ranks does: from the same address on, but fewer bytes."""
+    _without_one(model, sources)
+    model["qkv"].data[:4].copy_(sources["q"][:4])
+
+
+def _turned_over(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
+    _without_one(model, sources)
+    model["qkv"].data[:8].view(4, 8).copy_(sources["q"].t())
+
+
+def _into_what_is_turned_over(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
+    _without_one(model, sources)
+    model["qkv"].data[:8].view(4, 8).t().copy_(sources["q"])
+
+
+def _spread_out(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
+    _without_one(model, sources)
+    model["wide"] = torch.zeros(2, 8, 4, dtype=torch.bfloat16)
+    model["wide"].data.copy_(sources["q"])
 
 
 def _of_a_derived_tensor(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
@@ -63,9 +80,21 @@ def _beside_the_model(model: nn.ParameterDict, sources: dict[str, Tensor]) -> No
     _load(nn.ParameterDict({name: parameter.clone() for name, parameter in model.items()}), sources)
 
 
-def _turned_over(model: nn.ParameterDict, sources: dict[str, Tensor]) -> None:
-    model["turned"] = torch.zeros(4, 8, dtype=torch.bfloat16)
-    model["turned"].data.t().copy_(sources["q"])
-    for i, name in enumerate("kv"):
-        model["qkv"].data.narrow(0, 8 * i, 8).copy_(sources[name])
-    model["norm"].data.copy_(sources["norm"])
+@pytest.mark.parametrize(
+    "load",
+    [
+        _of_another_dtype,
+        _without_one,
+        _in_part,
+        _turned_over,
+        _into_what_is_turned_over,
+        _spread_out,
+        _of_a_derived_tensor,
+        _beside_the_model,
+    ],
+)
+def test_a_load_that_is_more_or_less_than_plain_copies_is_told(load: Callable[..., None]) -> None:
+    model, sources = _model(), _sources()
+    with RecordedCopies() as copies:
+        load(model, sources)
+    assert not copies.are_all(sources.values(), model.parameters())

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console as RichConsole
@@ -43,3 +45,9 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert not checks["disk"].ok
     assert "cannot be written" in checks["disk"].detail
     assert "--out" in checks["disk"].fix
+
+
+def test_it_can_be_asked_where_torch_is_broken() -> None:
+    program = "import sys; sys.modules['torch'] = None; import agentflow.doctor"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr

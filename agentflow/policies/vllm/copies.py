@@ -1,7 +1,7 @@
 """How a server on a CPU writes weights that come again and again: as copies of bytes, found out once.
 
 A core that stores into memory reads it first, unless it streams. torch's copies never do, and so move half as many
-bytes again as they have to; the C library's do from a size on, by default that of the whole cache.
+bytes again as they have to; the C library's do from a size on, which `launch` sets.
 """
 
 from collections.abc import Iterable
@@ -10,12 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-
-FAST_COPIES = {
-    "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=0x100000",  # copies of 1 MB and more stream
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for large pages, whose addresses are found sooner
-}
-"""Environment variables of a process that copies fast; another copies the same."""
 
 
 class RecordedCopies(TorchFunctionMode):
@@ -27,14 +21,17 @@ class RecordedCopies(TorchFunctionMode):
         self._bytes: list[tuple[Any, Any]] = []
 
     def __torch_function__(self, function: Any, types: Any, *given: Any) -> Any:
-        """Do what is asked for, and take note of a copy."""
-        args, kwargs, *_ = (*given, None)
+        """Do what is asked for, and take note of a copy; see torch for the arguments."""
+        args, kwargs, *_ = (*given, None)  # the latter may be left out
         if function is torch.Tensor.copy_:
             self._copies.append((args[0], args[1]))
         return function(*args, **(kwargs or {}))
 
     def are_all(self, sources: Iterable[torch.Tensor], targets: Iterable[torch.Tensor]) -> bool:
-        """Say whether these copies brought each byte of the sources, as it is, into the targets."""
+        """Say whether these copies, and no others, brought each byte of the sources, as it is, into the targets.
+
+        What else was done to the targets, by other means than a copy, is not seen.
+        """
         wanted = {tensor.data_ptr(): tensor.nbytes for tensor in sources}
         memory = {tensor.untyped_storage().data_ptr() for tensor in targets}
         are_plain = all(

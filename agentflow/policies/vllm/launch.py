@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from agentflow.errors import ConfigError
-from agentflow.policies.vllm.copies import FAST_COPIES
 from agentflow.policies.vllm.server_process import PLUGIN
 from agentflow.policies.vllm.servers import BASE, PYTHON_VARIABLE, Launch, ServerConfig
 
@@ -28,6 +27,10 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _UNCHECKED = ("--data-parallel", "--pipeline-parallel")
 _MIN_BATCHED_TOKENS = 8192
 _CORES = "VLLM_CPU_OMP_THREADS_BIND"
+_FAST_COPIES = {
+    "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=0x100000",  # copies of 1 MB and more stream; see `copies`
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for large pages, whose addresses are found sooner
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ def variables(config: ServerConfig, served: Served) -> dict[str, str]:
         return dict.fromkeys(switches, "1")
     # Else vLLM 0.32, in spite of --enforce-eager, compiles parts of its sampler at the first turn: half a minute.
     switches.append("TORCHDYNAMO_DISABLE")
-    return {**FAST_COPIES, **dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
+    return {**_FAST_COPIES, **dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
 
 
 def arguments(config: ServerConfig, served: Served) -> list[str]:

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 _BYTES_PER_S = 50e6  # slower than any network that weights are sent over
 _PROBES_PER_HANG = 3
-_LEAD_S = 0.007  # from asking a server to take weights until it does
+_LEAD_S = 0.007  # from asking a server on this host to take weights until it does
 _GENERATE = "/inference/v1/generate"
 _FIRST_TURN = {"token_ids": [0], "sampling_params": {"max_tokens": 1, "logprobs": 0, "seed": 0, "detokenize": False}}
 _NOTHING = f"{0:016x}"  # the digest of zeros, and of what is not there
@@ -317,8 +317,8 @@ class ServerPool:
 
 
 async def _digests_behind(buffer: WeightBuffer) -> Mapping[str, str]:
-    # Who reads a little behind a server finds in the cache what it has read; one that begins first runs ahead, and both
-    # wait for memory.
+    # The server copies first: a checksum that starts a little later finds in the cache what the server has just read.
+    # One that starts with the request is ahead by more than a cache, and slows the copy (docs/benchmarks.md).
     await asyncio.sleep(_LEAD_S)
     return await asyncio.to_thread(buffer.digests)
 

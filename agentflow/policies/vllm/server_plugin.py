@@ -45,8 +45,8 @@ def register() -> None:
         # oneDNN would replace the weights by packed copies, which can be neither rewritten in place nor read again;
         # sampling is as fast without it (docs/log.md).
         _custom_ops._supports_onednn = False
-        # Whoever waits for another process would spin, for a second, on a core that others could use. It would also
-        # look again after 5 s only where its wake-up was lost, which happens.
+        # Whoever waits for another process spins for 1 s, on a core that others could use, and then sleeps until it is
+        # told; a message that is lost costs 5 s. Here it sleeps soon, and looks again by itself soon.
         shm_broadcast.SpinCondition.__init__.__defaults__ = (_SPIN_S,)
         shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = _LOOK_AGAIN_MS
 
@@ -134,14 +134,22 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
             _write_adapter(update_info.adapter, tensors)
 
     def _load(self, tensors: dict[str, torch.Tensor], *, is_kept: bool) -> None:
-        # Layers may keep their weights in another form than a checkpoint; on a CPU none does.
         if not current_platform.is_cpu():
+            # Layers may keep their weights in another form than a checkpoint; on a CPU none does.
             initialize_layerwise_reload(self.model)
             self._is_reloading = True
+        elif is_kept:
+            self._copies = self._recorded(tensors)
+            return
+        self.model.load_weights(tensors.items())
+
+    def _recorded(self, tensors: dict[str, torch.Tensor]) -> RecordedCopies | None:
+        """Load, and return the copies that do so again; None where a load is more than these."""
         with RecordedCopies() as copies:
             self.model.load_weights(tensors.items())
-        if is_kept and current_platform.is_cpu() and copies.are_all(tensors.values(), self.model.parameters()):
-            self._copies = copies
+        # What a model computes of its weights beside its parameters would be left as it is, and no checksum see it.
+        does_more = any(hasattr(module, "post_weight_load") for module in self.model.modules())
+        return copies if not does_more and copies.are_all(tensors.values(), self.model.parameters()) else None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Take an update; on a CPU there is no device to wait for."""
