@@ -126,9 +126,7 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
         tensors = dict(_tensors(update_info, self._buffer(update_info)))
         if self.parallel_config.tensor_parallel_size > 1:
             self.received = digests(tensors)
-        if not update_info.adapter and self._copies is not None:
-            self._copies.repeat()
-        elif not update_info.adapter:
+        if not update_info.adapter:
             self._load(tensors, is_kept=bool(update_info.path))
         elif self.parallel_config.rank == 0:
             _write_adapter(update_info.adapter, tensors)
@@ -138,10 +136,13 @@ class BufferEngine(WeightTransferEngine[BufferInitInfo, BufferUpdateInfo]):
             # Layers may keep their weights in another form than a checkpoint; on a CPU none does.
             initialize_layerwise_reload(self.model)
             self._is_reloading = True
-        elif is_kept:
+            self.model.load_weights(tensors.items())
+        elif not is_kept:
+            self.model.load_weights(tensors.items())
+        elif self._copies is None:
             self._copies = self._recorded(tensors)
-            return
-        self.model.load_weights(tensors.items())
+        else:
+            self._copies.repeat()
 
     def _recorded(self, tensors: dict[str, torch.Tensor]) -> RecordedCopies | None:
         """Load, and return the copies that do so again; None where a load is more than these."""

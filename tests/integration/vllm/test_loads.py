@@ -9,7 +9,7 @@ from agentflow.policies.vllm.servers import ServerConfig
 
 ROOT = Path(__file__).parents[3]
 _LOADS = """
-import os, sys
+import os
 from types import SimpleNamespace
 import torch
 from agentflow.policies.vllm.server_plugin import BufferEngine, BufferUpdateInfo

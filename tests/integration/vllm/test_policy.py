@@ -16,7 +16,7 @@ import torch
 from agentflow.errors import ConfigError, PolicyFailure
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policy import Sampling
-from agentflow.sandbox.process_tree import is_alive
+from agentflow.sandbox.process_tree import is_alive, tree_usage
 from tests.integration.vllm.served import (
     STOP,
     api_server_pids,
@@ -66,15 +66,11 @@ async def test_a_turn_ends_at_a_stop_token_or_at_its_limit(policy: VllmPolicy) -
 
 async def test_a_server_that_waits_for_work_leaves_the_cores_to_others(policy: VllmPolicy) -> None:
     await sample_all(policy, 8)
-    before = _cpu_s()
+    before = tree_usage(os.getpid()).own_cpu_s
     time.sleep(0.6)
-    assert _cpu_s() - before < 0.2  # left alone, vLLM's worker would spin all the time
-
-
-def _cpu_s() -> float:
-    """Return the seconds of CPU that the servers have taken so far."""
-    stats = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split() for pid in server_pids()]
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+    after = tree_usage(os.getpid()).own_cpu_s
+    # Left alone, vLLM's worker would spin all the time.
+    assert sum(after[pid] - before[pid] for pid in server_pids()) < 0.2
 
 
 async def test_servers_follow_an_update(policy: VllmPolicy) -> None:
