@@ -12,9 +12,9 @@ from pydantic import Field
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from agentflow.attention import use_agentflow_attention
 from agentflow.config import Config, read_yaml
 from agentflow.errors import ModelError
+from agentflow.scoring.attention import use_agentflow_attention
 
 STARTER = "starter"
 """Stands for the starter policy of the environment that is played."""

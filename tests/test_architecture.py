@@ -37,9 +37,9 @@ MAX_NESTING = 3
 MAX_POSITIONAL = 3
 # Signatures that a library calls by position.
 PRESCRIBED = {
-    "agentflow/attention.py _attention": "transformers' attention interface",
-    "agentflow/forest.py forward": "torch.autograd.Function",
-    "agentflow/forest.py sees": "FlexAttention's mask function",
+    "agentflow/scoring/attention.py _attention": "transformers' attention interface",
+    "agentflow/scoring/forest.py forward": "torch.autograd.Function",
+    "agentflow/scoring/forest.py sees": "FlexAttention's mask function",
 }
 
 FunctionNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from agentflow.trainers.assembly import Assembly
+from agentflow.trainers.parts import Assembly
 from agentflow.trainers.settings import TrainConfig
 
 

@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from agentflow.advantages import (
+from agentflow.config import Config, read_yaml, suggest, validate_options
+from agentflow.errors import ConfigError
+from agentflow.maths.advantages import (
     Baseline,
     Floats,
     Scale,
@@ -29,9 +31,7 @@ from agentflow.advantages import (
     turn_advantages,
     whiten,
 )
-from agentflow.config import Config, read_yaml, suggest, validate_options
-from agentflow.errors import ConfigError
-from agentflow.losses import (
+from agentflow.maths.losses import (
     Aggregation,
     KLEstimator,
     LossName,
@@ -41,7 +41,7 @@ from agentflow.losses import (
     policy_loss,
     token_weights,
 )
-from agentflow.mismatch import Mismatch, MismatchUnit, mismatch_factor, owners, unit_log_weights
+from agentflow.maths.mismatch import Mismatch, MismatchUnit, mismatch_factor, owners, unit_log_weights
 from agentflow.rewards import ShapingConfig, overlong_penalty
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from agentflow.config import Config
-from agentflow.losses import kl_estimate
+from agentflow.maths.losses import kl_estimate
 from agentflow.runs import Run
 from agentflow.trajectory import Trajectory
 

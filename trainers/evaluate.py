@@ -8,7 +8,7 @@ from agentflow.environment import Split, load_tasks
 from agentflow.errors import RunAborted
 from agentflow.metrics import mean, means_by_key, pass_at_k, success_interval
 from agentflow.rollout import Collected
-from agentflow.trainers.assembly import Assembly
+from agentflow.trainers.parts import Assembly
 from agentflow.trajectory import Group, Task, Trajectory
 
 

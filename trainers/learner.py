@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from agentflow.config import Config
 from agentflow.errors import RunAborted
-from agentflow.losses import LossSums, SampledTokens
+from agentflow.maths.losses import LossSums, SampledTokens
+from agentflow.maths.mismatch import owners
 from agentflow.metrics import mean
-from agentflow.mismatch import owners
 from agentflow.models import frozen_copy
-from agentflow.packing import PackedBatch, pack, sampled_logprobs, split
+from agentflow.scoring.packing import PackedBatch, pack, sampled_logprobs, split
 from agentflow.trainers.algorithm import AlgorithmConfig, loss, weights
 from agentflow.trainers.drift import Drift, measure_drift
 from agentflow.trajectory import Trajectory

@@ -16,7 +16,6 @@ import torch
 from pydantic import Field, model_validator
 
 from agentflow.agents.react import AgentConfig
-from agentflow.attention import use_agentflow_attention
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config, is_changed
 from agentflow.environment import Environment, load_tasks
@@ -26,11 +25,12 @@ from agentflow.models import LoadedModel, ModelConfig, load_model
 from agentflow.renderer import Renderer
 from agentflow.rollout import derive_seed
 from agentflow.runs import Run, StoredRun
-from agentflow.trainers.assembly import environment_factory
+from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.trainers.checkpoints import save_checkpoint
 from agentflow.trainers.console import Console
 from agentflow.trainers.learner import Learner, LearnerConfig, UpdateStats
-from agentflow.trainers.records import update_metrics
+from agentflow.trainers.parts import environment_factory
+from agentflow.trainers.reporting import update_metrics
 from agentflow.trainers.samplers import EpochSampler
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from agentflow.trainers.settings import EnvironmentConfig

@@ -14,7 +14,7 @@ from agentflow.errors import ConfigError
 from agentflow.models import load_model
 from agentflow.renderer import Renderer
 from agentflow.rollout_bench import Load, Speed, compare
-from agentflow.trainers.assembly import sampling_policy
+from agentflow.trainers.parts import sampling_policy
 from agentflow.trainers.settings import TrainConfig
 
 _BETWEEN_TOKENS = 64  # more than any chat template writes around a short message

@@ -16,9 +16,9 @@ from agentflow.environment import Split
 from agentflow.errors import ConfigError, DataError
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.runs import StoredRun
-from agentflow.trainers.assembly import assemble
 from agentflow.trainers.evaluate import Evaluation
 from agentflow.trainers.evaluate import evaluate as play
+from agentflow.trainers.parts import assemble
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from agentflow.attention import use_agentflow_attention
 from agentflow.messages import Message, Reply
-from agentflow.packing import PackedBatch, pack, pack_rows, sampled_logprobs
+from agentflow.scoring.attention import use_agentflow_attention
+from agentflow.scoring.packing import PackedBatch, pack, pack_rows, sampled_logprobs
 from agentflow.trajectory import Completion, Status, Trajectory, Turn
 
 SIDES = ("rows", "forest")

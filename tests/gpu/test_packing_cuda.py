@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from agentflow.attention import use_agentflow_attention
 from agentflow.messages import Message, Reply
-from agentflow.packing import pack, sampled_logprobs
+from agentflow.scoring.attention import use_agentflow_attention
+from agentflow.scoring.packing import pack, sampled_logprobs
 from agentflow.trajectory import Completion, Status, Trajectory, Turn
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

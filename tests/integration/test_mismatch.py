@@ -12,8 +12,8 @@ import torch
 from agentflow.errors import RunAborted
 from agentflow.runs import Run, StoredRun
 from agentflow.trainers.algorithm import load_recipe
-from agentflow.trainers.assembly import assemble
-from agentflow.trainers.flow_grpo import Trainer, assembled, resume, train
+from agentflow.trainers.loop import Trainer, assembled, resume, train
+from agentflow.trainers.parts import assemble
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import QuietConsole
 from agentflow.view.report import render_report

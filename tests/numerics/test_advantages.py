@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentflow.advantages import (
+from agentflow.maths.advantages import (
     Baseline,
     Scale,
     Unit,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from agentflow.attention import use_agentflow_attention
 from agentflow.errors import ModelError
+from agentflow.scoring.attention import use_agentflow_attention
 
 SIZES: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
 SPECIAL: dict[str, Any] = {"num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

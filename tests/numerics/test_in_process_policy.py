@@ -16,10 +16,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agentflow.attention import use_agentflow_attention
 from agentflow.errors import PolicyFailure
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policy import Sampling
+from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.trajectory import Completion
 
 VOCABULARY = 50

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from agentflow.attention import use_agentflow_attention
 from agentflow.errors import RunAborted
 from agentflow.messages import Message, Reply
 from agentflow.models import ModelConfig, load_model
-from agentflow.packing import pack, sampled_logprobs
+from agentflow.scoring.attention import use_agentflow_attention
+from agentflow.scoring.packing import pack, sampled_logprobs
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.drift import Drift
 from agentflow.trainers.learner import Learner, LearnerConfig, Sample, split_samples

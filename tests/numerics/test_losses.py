@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentflow.losses import (
+from agentflow.maths.losses import (
     Aggregation,
     LossName,
     LossSums,
@@ -22,7 +22,7 @@ from agentflow.losses import (
     surrogate,
     token_weights,
 )
-from agentflow.mismatch import Mismatch, mismatch_factor
+from agentflow.maths.mismatch import Mismatch, mismatch_factor
 
 LENGTHS = [[2, 4, 2], [4], [2, 2], [4, 4]]
 ADVANTAGES = [1.0, -1.0, -1.0, 1.0]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentflow.losses import SampledTokens, policy_loss, token_weights
-from agentflow.mismatch import Mismatch, MismatchUnit, mismatch_factor, owners, unit_log_weights
+from agentflow.maths.losses import SampledTokens, policy_loss, token_weights
+from agentflow.maths.mismatch import Mismatch, MismatchUnit, mismatch_factor, owners, unit_log_weights
 from agentflow.trainers.algorithm import load_recipe, weights
 
 W = [0.3, 0.8, 1.0, 3.0, 6.0]

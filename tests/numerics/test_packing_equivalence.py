@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from agentflow.attention import use_agentflow_attention
-from agentflow.forest import ForestAttention, lay_out, subtree_exits, tree_mask
 from agentflow.messages import Message, Reply
-from agentflow.packing import PackedBatch, pack, pack_rows, sampled_logprobs
+from agentflow.scoring.attention import use_agentflow_attention
+from agentflow.scoring.forest import ForestAttention, lay_out, subtree_exits, tree_mask
+from agentflow.scoring.packing import PackedBatch, pack, pack_rows, sampled_logprobs
 from agentflow.trajectory import Completion, Status, Trajectory, Turn, full_sequences
 
 VOCABULARY = 11

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentflow.advantages import returns_to_go
+from agentflow.maths.advantages import returns_to_go
 from agentflow.messages import Message, Reply
 from agentflow.rewards import TermConfig, load_shaping, overlong_penalty, shape_trajectory, term_weight
 from agentflow.trajectory import Completion, Status, Trajectory, Turn

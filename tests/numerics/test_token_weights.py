@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentflow.losses import Aggregation, token_weights
+from agentflow.maths.losses import Aggregation, token_weights
 
 LENGTHS = [[2, 4, 2], [4], [2, 2], [4, 4]]
 

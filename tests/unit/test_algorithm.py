@@ -8,7 +8,7 @@ import torch
 
 from agentflow.config import describe, to_yaml
 from agentflow.errors import ConfigError
-from agentflow.losses import SampledTokens, policy_loss
+from agentflow.maths.losses import SampledTokens, policy_loss
 from agentflow.rewards import load_shaping
 from agentflow.trainers.algorithm import (
     AlgorithmConfig,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from agentflow.forest import Node, lay_out, subtree_exits
 from agentflow.messages import Message, Reply
-from agentflow.packing import PackedBatch, pack, pack_rows, split
+from agentflow.scoring.forest import Node, lay_out, subtree_exits
+from agentflow.scoring.packing import PackedBatch, pack, pack_rows, split
 from agentflow.trajectory import Completion, Status, Trajectory, Turn, full_sequences
 
 Exchange = tuple[int, Sequence[int], Sequence[int]]

@@ -21,13 +21,13 @@ from agentflow.rollout import Collected, derive_seed
 from agentflow.runs import Run
 from agentflow.trainers.agent_card import agent_card
 from agentflow.trainers.algorithm import advantages, degenerate_cause
-from agentflow.trainers.assembly import Assembly, assemble
 from agentflow.trainers.checkpoints import load_checkpoint, save_checkpoint
 from agentflow.trainers.console import Console
 from agentflow.trainers.drift import Drift, DriftWatch
 from agentflow.trainers.evaluate import evaluate
 from agentflow.trainers.learner import Learner, Sample, UpdateStats
-from agentflow.trainers.records import (
+from agentflow.trainers.parts import Assembly, assemble
+from agentflow.trainers.reporting import (
     group_metrics,
     rollout_metrics,
     scored_trajectory,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from agentflow.attention import IMPLEMENTATION
-from agentflow.forest import ForestAttention, Node, lay_out
+from agentflow.scoring.attention import IMPLEMENTATION
+from agentflow.scoring.forest import ForestAttention, Node, lay_out
 from agentflow.trajectory import Trajectory, full_sequences
 
 _MAX_LOGITS = 1 << 24  # 64 MB of float32

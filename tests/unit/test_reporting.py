@@ -4,7 +4,7 @@ import random
 
 from agentflow.messages import Message, Reply
 from agentflow.trainers.algorithm import ScoredTrajectory
-from agentflow.trainers.records import group_metrics, rollout_metrics, shuffled_rewards, update_metrics
+from agentflow.trainers.reporting import group_metrics, rollout_metrics, shuffled_rewards, update_metrics
 from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentflow.errors import EpisodeFailure
-from agentflow.losses import LossSums
+from agentflow.maths.losses import LossSums
 from agentflow.metrics import mean
 from agentflow.rewards import ShapedTrajectory
 from agentflow.trainers.algorithm import ScoredTrajectory

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agentflow.mismatch import (
+from agentflow.maths.mismatch import (
     MAX_LOG_RATIO,
     Mismatch,
     MismatchUnit,

@@ -1,0 +1,1 @@
+"""The readers of a model: packing trajectories into a forest and scoring their tokens."""
