@@ -16,7 +16,7 @@ from agentflow.errors import ConfigError, RunAborted
 from agentflow.models import DEFAULT_STARTER, STARTER, STARTER_OF
 from agentflow.runs import StoredRun
 from agentflow.runs.storage import check_writable
-from agentflow.trainers import flow_grpo
+from agentflow.trainers import loop
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 from agentflow.view.plots import write_plots
@@ -49,7 +49,7 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
                 + " a larger model (--model)."
             )
         try:
-            path = flow_grpo.train(config, console)
+            path = loop.train(config, console)
         except RunAborted as error:
             write_report(StoredRun(Path(noted_run(error))))
             raise
@@ -84,7 +84,7 @@ def _resume(path: Path, *, alone: bool) -> None:
     iterations = StoredRun(path).config.get("run", {}).get("iterations")
     with open_console(iterations) as console:
         try:
-            flow_grpo.resume(path, console)
+            loop.resume(path, console)
         except RunAborted as error:
             write_report(StoredRun(Path(noted_run(error))))
             raise
@@ -99,7 +99,7 @@ def _finish(path: Path) -> None:
 
 
 def _describe_run(config: TrainConfig) -> None:
-    parts = flow_grpo.assembled(config)
+    parts = loop.assembled(config)
     check_writable(Path(config.run.out))
     num_tasks = len(load_tasks(parts.make_environment(), "train"))
     num_parameters = sum(parameter.numel() for parameter in parts.loaded.model.parameters())

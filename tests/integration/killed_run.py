@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from agentflow.trainers import flow_grpo
+from agentflow.trainers import loop
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.settings import TrainConfig
 
@@ -75,7 +75,7 @@ def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> Non
         die_in_checkpoint()
     console = Killer(phase)
     if run:
-        print(flow_grpo.resume(Path(run), console))
+        print(loop.resume(Path(run), console))
         return
     config = TrainConfig(
         env={"name": f"{Path(__file__).parent / 'words.py'}:Words"},
@@ -87,7 +87,7 @@ def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> Non
         evaluation={"every": 3, "num_tasks": 8},
         run={"iterations": 6, "tasks_per_iteration": 4, "group_size": 4, "checkpoint_every": 2, "out": out},
     )
-    print(flow_grpo.train(config, console))
+    print(loop.train(config, console))
 
 
 if __name__ == "__main__":
