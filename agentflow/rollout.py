@@ -81,11 +81,13 @@ class Gate:
         """Wait until no episode is acting; those that outlast the patience are no longer waited for."""
         # Episodes whose tokens have just arrived run up to their next wait before this returns.
         await asyncio.sleep(0)
-        if self._idle.is_set():
+        if not self._acting:
             return
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._idle.wait()
+                # An event that is set wakes whoever waits, even where the next episode clears it again at once.
+                while self._acting:
+                    await self._idle.wait()
         except TimeoutError:
             self.num_expired += 1
             self._acting.clear()
