@@ -154,27 +154,42 @@ def returns_to_go(rewards: Floats, *, gamma: float = 1.0, mask: NDArray[np.bool_
     return returns
 
 
-def whiten(values_N: Floats, weights_N: Floats | None = None, *, epsilon: float = 1e-8) -> Floats:
+def whiten(
+    values_N: Floats,
+    weights_N: Floats | None = None,
+    *,
+    epsilon: float = 1e-8,
+    epsilon_on: Literal["variance", "std"] = "variance",
+) -> Floats:
     """Give a batch zero mean and unit sample variance, each value counting `weights` times.
 
-        m = sum(w x) / sum(w)      v = sum(w (x - m)^2) / (sum(w) - 1)      (x - m) / sqrt(v + epsilon)
+        m = sum(w x) / sum(w)      v = sum(w (x - m)^2) / (sum(w) - 1)
+        (x - m) / sqrt(v + epsilon)      or, with epsilon on the std,      (x - m) / (sqrt(v) + epsilon)
 
     This is the batch normalisation of REINFORCE++ (2501.03262), whose baseline variant subtracts the group's mean
-    first. Weights of one count turns, the turns' token counts count tokens, 1/K counts trajectories.
+    first, and the last step of GDPO (2601.05242). Weights of one count turns, the turns' token counts count tokens,
+    1/K counts trajectories.
 
     Args:
-        values_N: [N] values of the whole batch.
+        values_N: [N] values of the whole batch; nan is "not applicable": it counts nowhere and stays nan.
         weights_N: [N] how often each value counts; once if left out.
-        epsilon: Added to the variance.
+        epsilon: Keeps equal values from a division by zero.
+        epsilon_on: What it is added to.
     """
-    weights = np.ones_like(values_N) if weights_N is None else weights_N
+    known_N = ~np.isnan(values_N)
+    values = values_N[known_N]
+    weights = np.ones_like(values) if weights_N is None else weights_N[known_N]
+    whitened_N: Floats = np.full(len(values_N), np.nan)
     total = float(weights.sum())
     if total <= 1.0:
-        return np.zeros_like(values_N)
-    centred_N = values_N - float((weights * values_N).sum()) / total
-    variance = float((weights * centred_N**2).sum()) / (total - 1.0)
-    whitened: Floats = centred_N / np.sqrt(variance + epsilon)
-    return whitened
+        whitened_N[known_N] = 0.0
+        return whitened_N
+    centred = values - float((weights * values).sum()) / total
+    variance = float((weights * centred**2).sum()) / (total - 1.0)
+    whitened_N[known_N] = centred / (
+        np.sqrt(variance + epsilon) if epsilon_on == "variance" else np.sqrt(variance) + epsilon
+    )
+    return whitened_N
 
 
 def mixed_group_probability(success_rate: float, group_size: int) -> float:
