@@ -1,0 +1,5 @@
+"""`python -m agentflow`: the command line."""
+
+from agentflow.cli import main
+
+main()
