@@ -21,6 +21,7 @@ from agentflow.maths.mismatch import (
     segment_sums,
     unit_log_weights,
 )
+from agentflow.maths.ratios import bounded, clipped_objective
 
 Floats: TypeAlias = NDArray[np.float64]
 Aggregation: TypeAlias = Literal["nested", "turn", "token", "constant"]
@@ -222,13 +223,9 @@ def surrogate(
     advantages_S = tokens.advantages_S
     if loss == "reinforce":
         return advantages_S * tokens.logprobs_S
-    bounded_S = ratio_S.clamp(1.0 - clip_low, 1.0 + clip_high)
     if loss == "cispo":
-        return bounded_S.detach() * advantages_S * tokens.logprobs_S
-    objective_S = torch.minimum(ratio_S * advantages_S, bounded_S * advantages_S)
-    if dual_clip is None:
-        return objective_S
-    return torch.where(advantages_S < 0, torch.maximum(objective_S, dual_clip * advantages_S), objective_S)
+        return bounded(ratio_S, clip_low, clip_high).detach() * advantages_S * tokens.logprobs_S
+    return clipped_objective(ratio_S, advantages_S, low=clip_low, high=clip_high, dual_clip=dual_clip)
 
 
 def clipped(

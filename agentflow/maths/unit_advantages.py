@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from agentflow.maths.advantages import Baseline, Floats, Scale, Singleton, normalise, returns_to_go, whiten
-from agentflow.maths.units import Units, num_units
+from agentflow.maths.units import Units, num_units, unit_means
 
 
 def relative(
@@ -164,6 +164,23 @@ def group_values(
             top = float(returns.max()) if highest is None else highest
             values[group] = (top - returns.mean()) * (returns.std() if spread == "std" else returns.var())
     return values
+
+
+def outcome_spread(returns_U: Floats, groups_U: Units, *, width: float = 1.0) -> Floats:
+    """Return how far apart the returns of each group are, in [0, 1]: `4 var(R) / width^2`, [G].
+
+    For returns of 0 and 1 it is 4 p (1 - p): 1 at a success rate of one half, 0 where all are equal.
+
+    Args:
+        returns_U: [U] raw returns; nan is left out.
+        groups_U: [U] group of each unit.
+        width: Greatest possible return minus the least.
+    """
+    known_U = np.where(np.isnan(returns_U), -1, groups_U)
+    count = num_units(groups_U)
+    means_G = np.nan_to_num(unit_means(returns_U, known_U, count))
+    squares_G = np.nan_to_num(unit_means((returns_U - means_G[groups_U]) ** 2, known_U, count))
+    return np.asarray(4.0 * squares_G / width**2)
 
 
 def smoothing(times: Floats, *, power: float = 1.0) -> Floats:
