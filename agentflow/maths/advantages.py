@@ -24,7 +24,9 @@ def group_advantages(
     """Compare each return of a group with the others.
 
         A_i = (R_i - b_i) / s
-        b_i = 0 | mean(R) | (sum(R) - R_i) / (G - 1)        s = 1 | std(R) + epsilon
+        b_i = 0 | mean(R) | (sum(R) - R_i) / (G - 1)        s = 1 | std(R) + epsilon, and 1 where that is 0
+
+    Differences that rounding explains are none: equal returns have a std of 0 and, with a baseline, advantages of 0.
 
     Special cases: `mean` with a std is GRPO (DeepSeekMath, 2402.03300, eq. 3); `mean` without is Dr. GRPO (2503.20783);
     `leave_one_out` without is RLOO (2402.14740), equal to (R_i - mean) * G / (G - 1).
@@ -33,7 +35,7 @@ def group_advantages(
         returns_G: [G] one return for each trajectory, finite.
         baseline: What is subtracted.
         scale: What divides: nothing, the sample std (divides by G - 1) or the population std (divides by G).
-        epsilon: Added to the std.
+        epsilon: Added to the std; may be 0.
         singleton: What a group of one gets where a statistic of the group is asked for: zero, or its raw return.
 
     Returns:
@@ -70,8 +72,21 @@ def normalise(
     if units_G.size < 2:
         return np.zeros_like(values_N) if singleton == "zero" else values_N.astype(np.float64)
     baseline_G = _baseline(units_G, baseline)
-    spread = 1.0 if scale == "none" else float(units_G.std(ddof=1 if scale == "std_sample" else 0)) + epsilon
-    return (values_N - (baseline_G if owner_N is None else baseline_G[owner_N])) / spread
+    difference_N = values_N - (baseline_G if owner_N is None else baseline_G[owner_N])
+    rounding = _ROUNDING * float(np.abs(values_N).max(initial=0.0))
+    difference_N[np.abs(difference_N) <= rounding] = 0.0
+    return difference_N / _spread(units_G, scale, epsilon=epsilon, rounding=rounding)
+
+
+_ROUNDING = 1e-12
+"""Share of the largest value below which a difference is the rounding of sums: the mean of three 0.1 is no 0.1."""
+
+
+def _spread(units_G: Floats, scale: Scale, *, epsilon: float, rounding: float) -> float:
+    if scale == "none":
+        return 1.0
+    std = float(units_G.std(ddof=1 if scale == "std_sample" else 0))
+    return (std if std > rounding else 0.0) + epsilon or 1.0
 
 
 def _baseline(units_G: Floats, baseline: Baseline) -> Floats:

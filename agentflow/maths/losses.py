@@ -192,6 +192,9 @@ def log_ratio(tokens: SampledTokens, ratio: Ratio) -> Tensor:
     token     log pi_theta - log pi_old
     sequence  mean of that over the token's trajectory; the gradient reaches each token through its own log-prob,
               `logp - sg(logp) + sg(log s)` (GSPO, 2507.18071, eq. 14)
+
+    A token's log-ratio is bounded at 20 nats, for the exponential's sake: past them its value stays, and, for the ratio
+    of a token, its gradient is zero.
     """
     difference_S = (tokens.logprobs_S - tokens.old_logprobs_S).clamp(max=MAX_LOG_RATIO)
     if ratio == "token":
@@ -249,7 +252,9 @@ def kl_estimate(logprobs_S: Tensor, other_logprobs_S: Tensor, estimator: KLEstim
         d = log other - log pi        k1: -d        k2: d^2 / 2        k3: exp(d) - d - 1
 
     As a penalty, k1's gradient is zero in expectation on policy, k2's is the divergence's own, k3's is that of
-    KL(other || pi).
+    KL(other || pi). For k3, d is bounded at 20 nats, so that its exponential stays finite: a token that the other
+    policy likes better by more than that is penalised by a constant (4.9e8 nats), and its gradient is zero, where the
+    exact one would be enormous. k1 and k2 have no such bound.
     """
     difference_S = other_logprobs_S - logprobs_S
     if estimator == "k1":

@@ -96,6 +96,37 @@ def test_a_missing_return_is_refused() -> None:
         group_advantages(np.array([1.0, math.nan]), baseline="mean", scale="none")
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1e-30, 1e-6])
+@pytest.mark.parametrize("scale", ["none", "std_sample", "std_population"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+@pytest.mark.parametrize("returns", [[0.0] * 3, [0.1] * 3, [1 / 3] * 7, [0.1 + 0.2, 0.3], [-1e9, -1e9 - 1e-7]], ids=str)
+def test_equal_returns_teach_nothing_whatever_epsilon(
+    returns: list[float], baseline: Baseline, scale: Scale, epsilon: float
+) -> None:
+    advantages = group_advantages(np.array(returns), baseline=baseline, scale=scale, epsilon=epsilon)
+    assert advantages.tolist() == [0.0] * len(returns)
+
+
+def test_without_a_baseline_equal_returns_are_not_divided_by_their_rounding() -> None:
+    returns = np.array([0.1, 0.1, 0.1])
+    assert group_advantages(returns, baseline="none", scale="std_sample", epsilon=0.0).tolist() == [0.1, 0.1, 0.1]
+    assert group_advantages(returns, baseline="none", scale="std_sample", epsilon=0.1) == pytest.approx([1.0] * 3)
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"), [("trajectory", [0.1, -0.1, 0.2, -0.2]), ("row", np.array([1, -1, 2, -2]) / 10**0.5 * 3**0.5)]
+)
+def test_turns_that_differ_in_trajectories_that_do_not_stay_finite(unit: Unit, expected: list[float]) -> None:
+    turn_credits = [np.array([0.5, 0.3]), np.array([0.6, 0.2])]
+    turns = turn_advantages(turn_credits, unit=unit, baseline="mean", scale="std_sample", epsilon=0.0)
+    assert np.concatenate(turns) == pytest.approx(expected)
+
+
+def test_smallest_difference_that_is_one_is_kept() -> None:
+    advantages = group_advantages(np.array([1.0, 1.0 + 1e-11]), baseline="mean", scale="std_population", epsilon=0.0)
+    assert advantages == pytest.approx([-1.0, 1.0], abs=1e-4)
+
+
 def _slow(returns: list[float], baseline: str, scale: str, epsilon: float) -> list[float]:
     size, mean = len(returns), sum(returns) / len(returns)
     advantages = []
