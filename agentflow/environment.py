@@ -12,6 +12,7 @@ the rollout.
 import importlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -129,14 +130,29 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
         return result
 
 
+def read_tasks(environment: Environment, split: Split) -> tuple[Task, ...]:
+    """Return what a split holds, be it nothing.
+
+    Raises:
+        DataError: The split has no length.
+    """
+    posed = environment.tasks(split)
+    if not hasattr(posed, "__len__"):
+        raise DataError(
+            f"{type(environment).__name__}.tasks({split!r}) has no length.", "Return a sequence of tasks, e.g. a list."
+        )
+    # A sequence that answers every index, and never with IndexError, would be read for ever.
+    return tuple(itertools.islice(posed, len(posed)))
+
+
 def load_tasks(environment: Environment, split: Split) -> tuple[Task, ...]:
     """Return the tasks of a split, refusing what nobody could train or evaluate on.
 
     Raises:
-        DataError: The split is empty, holds something that is no `Task`, or has two tasks of one id.
+        DataError: The split is empty, has no length, holds something that is no `Task`, or has two tasks of one id.
     """
     name = type(environment).__name__
-    tasks = tuple(environment.tasks(split))
+    tasks = read_tasks(environment, split)
     if not tasks:
         raise DataError(f"{name} has no task in the split {split!r}.", "Return at least one from `tasks(split)`.")
     seen: set[str] = set()

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from agentflow.concurrency import call, run_blocking
-from agentflow.environment import Environment, Observation, StepResult, load_tasks
+from agentflow.environment import Environment, Observation, StepResult, load_tasks, read_tasks
 from agentflow.errors import ConfigError, DataError, EnvironmentFailure, EpisodeFailure, ScoreFailure, ToolError
 from agentflow.messages import Image, Message, ToolCall, ToolSchema
 from agentflow.tools.tool import Tool, ToolOutput, tools_of
@@ -250,7 +250,7 @@ class ToolEnvironment(Environment):
                 raise DataError(
                     f"{dict(wanted)!r} is not a task: {error}.", "Its fields: id, prompt, answer, metadata."
                 ) from None
-        known = {task.id: task for split in ("heldout", "train") for task in self.tasks(split)}
+        known = {task.id: task for split in ("heldout", "train") for task in read_tasks(self, split)}
         if wanted not in known:
             near = get_close_matches(str(wanted), known, n=1)
             raise DataError(f"There is no task {wanted!r}.", f"Did you mean {near[0]!r}?" if near else "")

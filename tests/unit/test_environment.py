@@ -1,6 +1,7 @@
 """The environment contract and where environments are found."""
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -81,6 +82,7 @@ def test_the_gold_answer_is_the_tasks_answer_as_text(answer, gold):
     [
         ([], "no task in the split 'train'"),
         (["a question"], "holds 'a question'"),
+        ((Task(str(i), "x") for i in itertools.count()), "no length"),
         ([Task("1", "x"), Task("1", "y")], "two tasks '1'"),
     ],
 )
@@ -92,6 +94,20 @@ def test_tasks_nobody_could_train_on_are_refused(tasks, problem):
 def test_tasks_keep_their_order():
     tasks = [Task("2", "x"), Task("1", "y")]
     assert load_tasks(Echo({"train": tasks}), "train") == tuple(tasks)
+
+
+class Drawn:
+    """Tasks made as they are asked for: any index has one."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return Task(str(index), "x")
+
+
+def test_tasks_that_answer_every_index_end_at_their_length():
+    assert [task.id for task in load_tasks(Echo({"train": Drawn()}), "train")] == ["0", "1", "2"]
 
 
 async def _identify() -> tuple[int, int]:

@@ -161,6 +161,23 @@ def test_a_task_is_given_as_itself_its_fields_or_its_id(task):
     assert (observation[-1].content, info["task_id"]) == (TEA.prompt, "tea")
 
 
+def test_a_task_is_found_among_tasks_that_answer_every_index():
+    class Drawn:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return Task(str(index), "x", answer="1")
+
+    class Endless(Shop):
+        def tasks(self, split):
+            return Drawn()
+
+    assert Endless().reset(options={"task": "2"})[1]["task_id"] == "2"
+    with pytest.raises(DataError, match="no task '3'"):
+        Endless().reset(options={"task": "3"})
+
+
 def test_without_a_task_the_seed_draws_one():
     drawn = [Shop().reset(seed=seed)[1]["task_id"] for seed in range(20)]
     assert set(drawn) == set(PRICES)
