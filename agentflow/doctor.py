@@ -5,6 +5,7 @@ Nothing here may fail because the machine is broken: whatever a probe raises bec
 
 import importlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -23,6 +24,7 @@ from agentflow.environment import ENTRY_POINT_GROUP, load_environment
 from agentflow.errors import ConfigError
 from agentflow.policies.vllm.launch import server_python
 from agentflow.policies.vllm.servers import ServerConfig
+from agentflow.threads import NUMBER, available_cores, num_threads, waiting
 
 DISTRIBUTION = "agentflow-rl"
 DEFAULT_ENVIRONMENT = "websearch"
@@ -77,7 +79,8 @@ def diagnose(folder: Path = Path(), environ: Mapping[str, str] = os.environ) -> 
     probes: list[tuple[str, Callable[[], Check]]] = [
         ("python", _python),
         ("packages", _packages),
-        ("torch", _torch),
+        ("torch", lambda: _package_version("torch")),
+        ("threads", lambda: _threads(environ)),
         ("gpu", _gpu),
         ("transformers", lambda: _package_version("transformers")),
         ("starter policy", _starter),
@@ -138,10 +141,19 @@ def _packages() -> Check:
     return Check("packages", True, f"all {len(names)} dependencies are installed")
 
 
-def _torch() -> Check:
-    torch = importlib.import_module("torch")
-    detail = f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
-    return Check("torch", True, detail)
+def _threads(environ: Mapping[str, str]) -> Check:
+    cores, load = available_cores(), os.getloadavg()[0]
+    most = num_threads("auto", sys.maxsize, cores=cores, environ=environ)
+    given = [f"{cores.allowed} cores, {cores.physical} of them physical"]
+    given += [f"time for {cores.quota:g}"] if math.isfinite(cores.quota) else []
+    given += [f"{NUMBER}={environ[NUMBER]}"] if NUMBER in environ else []
+    is_free = load <= cores.usable
+    detail = (
+        f"run.threads=auto is at most {most} ({', '.join(given)}); how they wait: "
+        f"{waiting(environ) or 'as OpenMP has it'}; load {load:.1f}"
+    )
+    fix = "" if is_free else "Other programs keep the cores busy: a run takes its turn, and longer."
+    return Check("threads", is_free, detail, fix, required=False)
 
 
 def _gpu() -> Check:

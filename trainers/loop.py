@@ -335,6 +335,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     """
     # Whatever is wrong with the model or the environment is said before a folder is made.
     assembly = assembled(config)
+    config = _with_threads(config, assembly.num_threads)
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
         run.write_file("agent.yaml", agent_card(config, assembly))
@@ -342,6 +343,11 @@ def train(config: TrainConfig, console: Console) -> Path:
         with assembly.policy.serving(run.path):
             Trainer(config, assembly, run=run, console=console).train()
         return run.path
+
+
+def _with_threads(config: TrainConfig, number: int) -> TrainConfig:
+    """Store the number of threads that a run starts with, on which its numbers may depend."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"threads": number})})
 
 
 def assembled(config: TrainConfig) -> Assembly:

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from agentflow.agents.react import ReAct
 from agentflow.agents.scripted import Scripted
@@ -15,7 +18,8 @@ from agentflow.policy import TrainablePolicy
 from agentflow.renderer import Renderer
 from agentflow.roles import NO_ROLES, Roles
 from agentflow.rollout import Rollout
-from agentflow.trainers.settings import EnvironmentConfig, TrainConfig
+from agentflow.threads import available_cores, num_threads
+from agentflow.trainers.settings import EnvironmentConfig, Threads, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Assembly:
         policy: Samples from the model.
         rollout: Collects episodes.
         frozen: The models that other roles than the planner have.
+        num_threads: Threads that compute.
     """
 
     make_environment: Callable[[], Environment]
@@ -37,6 +42,7 @@ class Assembly:
     policy: TrainablePolicy
     rollout: Rollout
     frozen: FrozenModels
+    num_threads: int
 
 
 def environment_factory(config: EnvironmentConfig, *, roles: Roles = NO_ROLES) -> Callable[[], Environment]:
@@ -65,6 +71,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     make_environment = environment_factory(config.env, roles=frozen.roles)
     environment = make_environment()
     loaded = loaded or load_model(config.model, env=config.env.name)
+    threads = use_threads(config.run.threads, loaded.model)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
     policy = sampling_policy(config, loaded, stop_ids=sorted(renderer.stop_ids))
     if config.agent.max_episode_tokens > policy.max_length:
@@ -84,7 +91,14 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
         config=config.agent,
         temperature=config.policy.temperature,
     )
-    return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout), frozen)
+    return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout), frozen, threads)
+
+
+def use_threads(wanted: Threads, model: Any) -> int:
+    """Let torch compute with so many threads, also where it was loaded before anybody asked; return their number."""
+    number = num_threads(wanted, sum(parameter.numel() for parameter in model.parameters()), cores=available_cores())
+    torch.set_num_threads(number)
+    return number
 
 
 def sampling_policy(config: TrainConfig, loaded: LoadedModel, *, stop_ids: Sequence[int]) -> TrainablePolicy:

@@ -1,9 +1,9 @@
 """The configuration of a training run: each component's own options, nested."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from agentflow.agents.react import AgentConfig
 from agentflow.config import Config, is_changed
@@ -19,6 +19,17 @@ from agentflow.trainers.drift import MismatchConfig
 from agentflow.trainers.learner import LearnerConfig
 
 DEFAULT_ALGORITHM = "flow-grpo"
+
+
+def _number_or_auto(value: Any) -> Any:
+    # One sentence, where a union would give one for each of its members.
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("Input should be `auto` or a number from 1")
+    return value
+
+
+Threads: TypeAlias = Annotated[Literal["auto"] | int, BeforeValidator(_number_or_auto)]
+"""A number of threads; `auto` counts what the machine gives, see `agentflow.threads`."""
 
 
 class EnvironmentConfig(Config):
@@ -80,6 +91,11 @@ class RunConfig(Config):
     )
     stale: Literal["drop", "keep"] = Field(
         "drop", description="What happens to a group that has become older: dropped and counted, or learned from."
+    )
+    threads: Threads = Field(
+        "auto",
+        description="Threads that compute; `auto` is what cores and model have use for, and is stored as the number "
+        "that a resumed run takes again.",
     )
     shuffle_rewards: bool = Field(
         False, description="Permute returns within each group: the control that must not learn."

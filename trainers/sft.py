@@ -29,11 +29,11 @@ from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.trainers.checkpoints import save_checkpoint
 from agentflow.trainers.console import Console
 from agentflow.trainers.learner import Learner, LearnerConfig, UpdateStats
-from agentflow.trainers.parts import environment_factory
+from agentflow.trainers.parts import environment_factory, use_threads
 from agentflow.trainers.reporting import update_metrics
 from agentflow.trainers.samplers import EpochSampler
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
-from agentflow.trainers.settings import EnvironmentConfig
+from agentflow.trainers.settings import EnvironmentConfig, Threads
 from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
 
 _LOSS_WINDOW = 20
@@ -71,6 +71,7 @@ class SftRunConfig(Config):
     seed: int = Field(0, ge=0, description="Fixes experts, order and, for a new model, its first weights.")
     out: str = Field("runs", description="Folder in which the run makes its own.")
     log_every: int = Field(20, ge=1, description="Updates between two lines of metrics.")
+    threads: Threads = Field("auto", description="Threads that compute, as in `agentflow train`.")
 
 
 class SftConfig(Config):
@@ -116,6 +117,8 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         for i, (stage, environment) in enumerate(zip(config.stages, environments, strict=True))
     ]
     loaded = _load(config, dialogues)
+    threads = use_threads(config.run.threads, loaded.model)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads})})
     env = "+".join(dict.fromkeys(stage.env.name for stage in config.stages))
     with Run.create(
         Path(config.run.out), config=config, env=f"sft-{env}", model=loaded.name, seed=config.run.seed

@@ -22,6 +22,7 @@ from typer.main import get_command
 from agentflow.cli.app import app
 from agentflow.cli.words import noted_run
 from agentflow.errors import RunAborted, StorageError, UserError
+from agentflow.threads import sleep_soon
 
 # Typer keeps click's base of all usage errors private, and moved it between releases.
 _UsageError: Any = next(kind for kind in BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         # Whoever ends a process with SIGTERM, as schedulers do, finds as little left as after an interrupt.
         signal.signal(signal.SIGTERM, _terminate)
+        sleep_soon()  # torch is not loaded before a command runs
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]

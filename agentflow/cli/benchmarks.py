@@ -14,7 +14,7 @@ from agentflow.errors import ConfigError
 from agentflow.models import load_model
 from agentflow.renderer import Renderer
 from agentflow.rollout_bench import Load, Speed, compare
-from agentflow.trainers.parts import sampling_policy
+from agentflow.trainers.parts import sampling_policy, use_threads
 from agentflow.trainers.settings import TrainConfig
 
 _BETWEEN_TOKENS = 64  # more than any chat template writes around a short message
@@ -41,6 +41,7 @@ def rollout(words: Sequence[str], load: Load, *, policy: str | None, model: str 
         )
     hush_libraries()
     loaded = load_model(config.model, env=config.env.name)
+    use_threads(config.run.threads, loaded.model)
     renderer = Renderer(loaded.tokenizer)
     sampler = sampling_policy(config, loaded, stop_ids=())
     with tempfile.TemporaryDirectory(prefix="agentflow-bench-") as folder, sampler.serving(Path(folder)):

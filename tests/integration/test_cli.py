@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from agentflow.cli import main
 from agentflow.runs import StoredRun
@@ -92,6 +93,23 @@ def test_a_finished_run_resumes_to_itself(trained: Path, capsys: pytest.CaptureF
     assert main(["train", "--resume", str(trained)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"run: {trained}"
     assert StoredRun(trained).metrics() == before
+
+
+@pytest.mark.parametrize(("words", "number"), [([], 2), (["run.threads=3"], 3)], ids=["auto", "a number"])
+def test_a_resumed_run_computes_with_the_threads_that_it_started_with(
+    words: list[str], number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert main(small(folder, "--iterations", "1", "--out", str(tmp_path), *words)) == 0
+        (run,) = tmp_path.iterdir()
+        assert StoredRun(run).config["run"]["threads"] == torch.get_num_threads() == number
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        assert main(["train", "--resume", str(run)]) == 0
+        assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_run_can_be_the_configuration_of_the_next(

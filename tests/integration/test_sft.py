@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from agentflow.config import validate_options
 from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message, Reply, ToolCall
 from agentflow.models import ModelConfig, load_model
 from agentflow.renderer import Renderer
-from agentflow.runs import Run
+from agentflow.runs import Run, StoredRun
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from agentflow.trainers.sft import Dialogue, SftConfig, render, train_sft
 from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
@@ -127,3 +128,13 @@ def test_environment_without_an_expert_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Words has no expert to imitate"):
         train_sft(config(tmp_path, stages=[{"env": {"name": WORDS}, "updates": 1}]), QuietConsole())
     assert not list(tmp_path.iterdir())
+
+
+def test_imitation_stores_the_threads_that_it_computes_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"path": str(save_tiny_model(tmp_path / "model"))}
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    try:
+        run = train_sft(config(tmp_path / "runs", stages=[echo(updates=1)], model=model), QuietConsole())
+        assert StoredRun(run).config["run"]["threads"] == torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -40,6 +40,14 @@ def test_every_part_of_the_machine_is_named_and_keys_are_not_shown(tmp_path: Pat
     assert not any(checks[name].required for name in ("gpu", "vllm", "docker", "HF_TOKEN"))
 
 
+def test_threads_in_force_and_the_load_are_named(tmp_path: Path) -> None:
+    checks = {check.name: check for check in diagnose(tmp_path, {"OMP_NUM_THREADS": "3", "KMP_BLOCKTIME": "7"})}
+    assert "run.threads=auto is at most 3 (" in checks["threads"].detail
+    assert "OMP_NUM_THREADS=3" in checks["threads"].detail
+    assert "how they wait: KMP_BLOCKTIME=7; load " in checks["threads"].detail
+    assert not checks["threads"].required
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     checks = {check.name: check for check in diagnose(tmp_path / "nowhere", {})}
     assert not checks["disk"].ok

@@ -12,6 +12,7 @@ from pathlib import Path
 from agentflow.errors import ConfigError
 from agentflow.policies.vllm.server_process import PLUGIN
 from agentflow.policies.vllm.servers import BASE, PYTHON_VARIABLE, Launch, ServerConfig
+from agentflow.threads import NUMBER, Cores, available_cores, waiting_variables
 
 INSTALL = (
     "vLLM may live in an environment of its own: `make vllm`, then "
@@ -90,7 +91,9 @@ def check(config: ServerConfig, *, gpus: int) -> str:
     return server_python(config)
 
 
-def launches(config: ServerConfig, served: Served, *, python: str, logs: Path) -> list[Launch]:
+def launches(
+    config: ServerConfig, served: Served, *, python: str, logs: Path, cores: Cores | None = None
+) -> list[Launch]:
     """Return how each server is started.
 
     Args:
@@ -98,11 +101,12 @@ def launches(config: ServerConfig, served: Served, *, python: str, logs: Path) -
         served: What they serve.
         python: What `check` returned.
         logs: Folder of their logs.
+        cores: What they may use of this machine's cores; None looks.
     """
     args = [*arguments(config, served), *config.server_args]
-    environment = variables(config, served)
+    environment = variables(config, served, cores=cores)
     return [
-        Launch(python, logs / f"server-{i}.log", args, {**environment, **_placement(i, config, served)})
+        Launch(python, logs / f"server-{i}.log", args, {**_placement(i, config, served), **environment})
         for i in range(config.servers)
     ]
 
@@ -145,8 +149,14 @@ def server_python(config: ServerConfig) -> str:
     return os.path.abspath(path)
 
 
-def variables(config: ServerConfig, served: Served) -> dict[str, str]:
-    """Return the environment variables of a server."""
+def variables(config: ServerConfig, served: Served, *, cores: Cores | None = None) -> dict[str, str]:
+    """Return the environment variables of a server.
+
+    Args:
+        config: The servers.
+        served: What they serve.
+        cores: What they may use of this machine's cores; None looks.
+    """
     switches = ["AGENTFLOW_SERVER", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"]
     if served.lora_rank:
         switches.append("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
@@ -154,7 +164,8 @@ def variables(config: ServerConfig, served: Served) -> dict[str, str]:
         return dict.fromkeys(switches, "1")
     # Else vLLM 0.32, in spite of --enforce-eager, compiles parts of its sampler at the first turn: half a minute.
     switches.append("TORCHDYNAMO_DISABLE")
-    return {**_FAST_COPIES, **dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
+    threads = {**waiting_variables(), **_within_quota(cores or available_cores(), config.servers)}
+    return {**_FAST_COPIES, **threads, **dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
 
 
 def arguments(config: ServerConfig, served: Served) -> list[str]:
@@ -181,6 +192,14 @@ def arguments(config: ServerConfig, served: Served) -> list[str]:
     # A prompt that is split between steps makes vLLM 0.32 rewind its generator, which a CPU's cannot.
     batched = max(served.max_length, _MIN_BATCHED_TOKENS)
     return [*words, "--enforce-eager", "--no-enable-chunked-prefill", f"--max-num-batched-tokens={batched}"]
+
+
+def _within_quota(cores: Cores, servers: int) -> dict[str, str]:
+    """Let no more threads compute than control groups grant time for: vLLM would take every core that it sees."""
+    if _CORES in os.environ or cores.quota >= cores.physical:
+        return {}
+    number = {} if NUMBER in os.environ else {NUMBER: str(max(1, cores.usable // servers))}
+    return {_CORES: "nobind", **number}
 
 
 def _placement(index: int, config: ServerConfig, served: Served) -> dict[str, str]:

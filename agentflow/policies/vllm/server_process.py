@@ -14,7 +14,7 @@ from typing import IO
 PLUGIN = "agentflow.policies.vllm.server_plugin"
 _SHARED_WITH_SERVERS = ("server_plugin.py", "copies.py", "digests.py", "gpu_memory.py")
 _PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")
-_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_")
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_", "GOMP_", "KMP_")
 _KEPT_BACK = re.compile("KEY|TOKEN|SECRET|PASSWORD|^VLLM_PLUGINS$")  # secrets, and what would hide our plugin
 _ENDING_S, _POLL_S = 5.0, 0.02
 # Waits until whoever started the server is gone, however it went: the pipe that is read then closes. Processes that may
