@@ -153,6 +153,10 @@ class Execution:
             self._process.returncode = 0  # it is buried: nobody else may wait for its number
             survivors = self._outlive()
             self._drain()
+        except BaseException:
+            with suppress(ProcessLookupError):  # what nobody watches must not go on
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+            raise
         finally:
             self._selector.close()
             os.close(ended)

@@ -105,7 +105,7 @@ def _children(pid: int) -> list[int]:
 
 def _stat(pid: int) -> list[str]:
     try:
-        # The name may hold blanks and brackets: only what follows the last bracket has fixed places.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name may be any bytes, blanks and brackets among them: what follows the last bracket has fixed places.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return []

@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from agentflow.sandbox import namespaces, system
 from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
+from agentflow.sandbox.network import Network
 from agentflow.sandbox.process_tree import kill_tree, tree_usage
 from agentflow.sandbox.seccomp import bpf_filter
 from agentflow.sandbox.worker import OwnBytes, Start, become_first, gaps_between, hint_channel, limits_of, read_hints
@@ -72,30 +74,11 @@ class Child:
     started_at: float
     watch: Watch | None
     reason: str = ""
+    broken: str = ""
     last: Sample = _NOTHING
     cell_from: Sample = _NOTHING
     cell_at: float = 0.0
     due_at: float = 0.0
-
-
-class Network:
-    """Sees whether anything was ever sent in this process's network, or tried: all that a program can leave there."""
-
-    _COUNTERS = ("dev", "snmp", "snmp6", "netstat")
-
-    def __init__(self) -> None:
-        names = [f"/proc/self/net/{name}" for name in self._COUNTERS]
-        self._files = [os.open(name, os.O_RDONLY | os.O_CLOEXEC) for name in names if os.path.exists(name)]
-        self._is_used = False
-        self._unused = self._read()
-
-    def is_used(self) -> bool:
-        """Say whether a program has left traces; once it has, the answer stays."""
-        self._is_used = self._is_used or self._read() != self._unused
-        return self._is_used
-
-    def _read(self) -> list[bytes]:
-        return [os.pread(file, _PACKET_BYTES, 0) for file in self._files]
 
 
 class Zygote:
@@ -145,8 +128,18 @@ class Zygote:
             return True
         child = self._children.get(asked["number"])
         if child is not None:
-            getattr(self, f"_{asked['op']}")(child, asked)
+            with self._answerable(child):
+                getattr(self, f"_{asked['op']}")(child, asked)
         return True
+
+    @contextmanager
+    def _answerable(self, child: Child) -> Iterator[None]:
+        """Have what breaks over one child end that child, and no other."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  a program brought it about, whatever it is
+            child.broken = child.broken or f"it cannot be watched: {type(error).__name__}: {error}"
+            self._stop(child, "unwatched", None)
 
     def _start(self, asked: dict[str, Any], files: list[int]) -> None:
         # Where it has no room for all of them, some are missing.
@@ -262,12 +255,16 @@ class Zygote:
             watch = child.watch
             if watch is None or child.reason or now < child.due_at:
                 continue
-            child.last = child.meter.sample()
-            reason = self._exceeded(child, watch, child.last)
-            if reason:
-                self._stop(child, reason, watch.pid)
-            else:
-                self._look_again(child, watch)
+            with self._answerable(child):
+                self._judge(child, watch)
+
+    def _judge(self, child: Child, watch: Watch) -> None:
+        child.last = child.meter.sample()
+        reason = self._exceeded(child, watch, child.last)
+        if reason:
+            self._stop(child, reason, watch.pid)
+        else:
+            self._look_again(child, watch)
 
     def _look_again(self, child: Child, watch: Watch) -> None:
         """Set when a child may have exceeded its limits at the earliest, or what its meter cannot miss is over."""
@@ -306,17 +303,20 @@ class Zygote:
         signal.pidfd_send_signal(child.handle, signal.SIGKILL)
 
     def _bury(self, child: Child) -> None:
-        last = child.meter.sample() if child.has_group else child.last
+        try:
+            last = child.meter.sample() if child.has_group else child.last
+            told = json.loads(os.read(child.report, _PACKET_BYTES) or b"{}")
+        except (OSError, ValueError) as error:
+            last, told = child.last, {"broken": f"its end cannot be read: {error}"}
         _, _, used = os.wait4(child.pid, 0)
         if not child.has_group:
             last = Sample(max(last.cpu_s, used.ru_utime + used.ru_stime), max(last.memory_mb, used.ru_maxrss / 1024))
         event = {"event": "died", "number": child.number, "reason": child.reason, "hints": read_hints(child.hints)}
         event["wall_s"] = time.monotonic() - child.started_at
-        self._tell(event | _shown(last) | json.loads(os.read(child.report, _PACKET_BYTES) or b"{}"))
+        self._tell(event | _shown(last) | ({"broken": child.broken} if child.broken else told))
         self._poll.unregister(child.handle)
         del self._children[child.number], self._by_handle[child.handle]
-        for descriptor in (child.handle, child.report, child.hints):
-            os.close(descriptor)
+        _close_all((child.handle, child.report, child.hints))
         child.meter.close()
 
     def _wait_ms(self) -> float | None:
@@ -353,7 +353,7 @@ def _handle_of(pid: int) -> int:
 
 def _number_inside(pid: int) -> int | None:
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", errors="replace") as file:
             return next((int(line.split()[-1]) for line in file if line.startswith("NSpid:")), None)
     except OSError:
         return None
