@@ -227,6 +227,7 @@ class ToolEnvironment(Environment):
         return f"Tools: {', '.join(tool.usage for tool in self.tools.values()) or 'none, answer in plain text'}."
 
     def _cut(self, text: str) -> str:
+        text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair has no tokens
         excess = len(text) - self.max_observation_chars
         if excess <= 0:
             return text

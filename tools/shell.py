@@ -23,6 +23,7 @@ from agentflow.tools.workspace import MAX_PATH_CHARS, PackError, Workspace
 MAX_COMMAND_CHARS = 20_000
 _GUEST = (Path(__file__).parent / "shell_guest.py").read_text(encoding="utf-8")
 _ENTRY_BYTES = 8 * MAX_PATH_CHARS
+_CODES = range(-128, 256)
 _UNKEPT = "The files are as they were before the command"
 
 
@@ -88,7 +89,7 @@ def _keep(result: Result, workspace: Workspace) -> tuple[int | None, str]:
         header: Any = json.loads(line)
     except (ValueError, RecursionError):
         header = None
-    if not isinstance(header, dict) or type(header.get("code")) is not int:
+    if not isinstance(header, dict) or header.get("code") not in _CODES or type(header["code"]) is not int:
         return None, f"{_UNKEPT}: it disturbed what carries them."
     if header.get("problem"):
         most = workspace.limits

@@ -181,7 +181,7 @@ def _checked(entries: Any) -> list[tuple[str, int, bool]]:
         match entry:
             case [str(name), int(size), bool()] if not isinstance(size, bool) and size >= 0 and _is_normal(name):
                 continue
-        raise PackError(f"{str(entry)[:100]} is no file")
+        raise PackError("an entry of the list is no file")
     return [(name, size, executable) for name, size, executable in entries]
 
 

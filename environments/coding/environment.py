@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from agentflow.config import Config
 from agentflow.environment import Expert, Split
+from agentflow.environments.coding.claims import Answer, shown
 from agentflow.environments.coding.expert import CodeExpert
-from agentflow.environments.coding.grading import Answer, Verdict, grade, same_text
+from agentflow.environments.coding.grading import Verdict, grade, same_text
 from agentflow.environments.coding.problems import Case, Problem, parsed, program_of, size
 from agentflow.environments.coding.sets import ProgramsConfig, load_programs
 from agentflow.environments.coding.tasks import Kind, tasks
@@ -176,8 +177,9 @@ def _told(verdict: Verdict, examples: Sequence[Case], limits: Limits) -> str:
 def _line(answer: Answer, case: Case) -> str:
     what = case.call or f"With the input {case.stdin!r}"
     if answer.kind == "value":
-        return f"{what} gives {answer.value!r}, not {case.expected if case.call else repr(case.expected)}."
-    return f"{what} fails: {answer.value.strip().splitlines()[-1] if answer.value else 'no answer'}"
+        return f"{what} gives {shown(answer.value)}, not {case.expected if case.call else repr(case.expected)}."
+    said = (answer.value or "").strip().splitlines()
+    return f"{what} fails: {said[-1] if said else 'it does not say why' if answer.kind == 'error' else 'no answer'}"
 
 
 @lru_cache(maxsize=8)

@@ -309,17 +309,17 @@ def test_the_state_of_an_episode_follows_task_and_seed_only():
     assert first.rolled != second.rolled
 
 
-def test_long_results_lose_their_middle():
+def test_long_results_lose_their_middle_and_what_no_tokenizer_takes():
     class Long(Shop):
         max_observation_chars = 11
 
         @tool
         def read(self) -> str:
             """Read a lot."""
-            return "begin" + "." * 1000 + "end!!"
+            return "begin\ud83d" + "." * 999 + "end!!"
 
     (text,) = texts(begin(Long()).step(calling(("read", {}))))
-    assert text == "begin.\n[... 999 characters left out ...]\nend!!"
+    assert text == "begin?\n[... 999 characters left out ...]\nend!!"
 
 
 class Relay(Shop):

@@ -1,7 +1,5 @@
 """The process backend: what a program does to whoever watches it, to its neighbours, its successors and the host."""
 
-
-
 from agentflow.sandbox.base import Program, Result
 from agentflow.sandbox.process import ProcessSandbox
 from tests.integration.sandbox.contract import LIMITS

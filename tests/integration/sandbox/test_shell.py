@@ -140,8 +140,9 @@ class Says(TrustedSubprocess):
 
 
 @pytest.mark.parametrize(
-    "told", [b"", b"[]\n", b'{"code": true}\n[]\n', b'{"code": "0"}\n[]\n', b"[" * 100_000, b"\xff"]
-)
+    "told", [b"", b"[]\n", b'{"code": true}\n[]\n', b'{"code": "0"}\n[]\n', b"[" * 100_000, b"\xff",
+             b'{"code": %s}\n[]\n' % (b"9" * 4000), b'{"code": [0]}\n[]\n']
+)  # fmt: skip
 async def test_what_carries_the_files_is_not_trusted(told):
     workspace = Workspace({"kept": "x"})
     text = await shell_tool(Says(told, b"hello"), workspace).call({"command": "true"})

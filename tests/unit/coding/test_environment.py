@@ -120,6 +120,36 @@ async def test_a_policy_reads_how_its_program_does_on_the_examples(code, text):
     assert (await tried(await begin(), code))[0].startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("def f(x): return 1 << 70000", "f(1) gives 0x1000"),
+        ("class E(Exception):\n  def __str__(s): return ' '\nE.__name__ = ' '\ndef f(x): raise E",
+         "f(1) fails: :"),
+        ("import json\ndumps = json.dumps\njson.dumps = lambda value: dumps(value) if value[0] < 0 else"
+         " dumps([value[0], 'error', '  '])\ndef f(x): return 0", "f(1)"),
+        ("def f(x): raise ValueError('\\ud800')", r"f(1) fails: ValueError: \ud800"),
+        ("raise ValueError('\\ud800')", r"Error: ValueError: \ud800"),
+        ("def f(x): return {1 << 70000: {2}}", "f(1) gives {0x1000"),
+        ("def f(x): return float('nan'), '\\ud800'", r"f(1) gives (nan, '\ud800')"),
+    ],
+)  # fmt: skip
+async def test_whatever_a_program_returns_or_raises_is_its_own_failure(code, text):
+    said, terms = await tried(await begin(), code)
+    assert said.startswith(text) and terms["examples"] == 0.0
+    said.encode()
+    assert (await answered(code))["solved"] == 0.0
+
+
+async def test_a_program_that_fails_without_a_word_has_failed():
+    problem = Problem(examples=(Case(stdin="1", expected="2"),), tests=(Case(stdin="3", expected="4"),), reference="x")
+    task = Task("w", "Add one.", problem.to_json())
+    environment = await begin(task)
+    said, _ = await tried(environment, "import os\nos.write(2, b' \\n ')\nos._exit(3)")
+    assert said.splitlines()[0] == "With the input '1' fails: it does not say why"
+    assert (await answered("import os\nos.write(2, b' ')\nos._exit(3)", task))["solved"] == 0.0
+
+
 async def test_a_program_for_a_value_is_run_as_it_is():
     environment = await begin(VALUE)
     assert await tried(environment, "x = [1]; print(x + [2])") == ("[1, 2]", {"valid_call": 1.0})
