@@ -30,7 +30,7 @@ from agentflow.errors import AgentFlowError, ConfigError, DataError
 from agentflow.messages import Message, ToolSchema
 from agentflow.roles import NO_ROLES, Roles
 from agentflow.spaces import AssistantMessage, Messages
-from agentflow.trajectory import Task
+from agentflow.trajectory import Task, Trajectory
 
 Split: TypeAlias = Literal["train", "heldout"]
 Observation: TypeAlias = tuple[Message, ...]
@@ -119,6 +119,10 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
         """
         answer = next(iter(task.answer), None) if isinstance(task.answer, list | tuple) else task.answer
         return str(answer) if isinstance(answer, str | int | float) else None
+
+    def picture(self, trajectory: Trajectory) -> str | None:
+        """Draw what happened in a trajectory of one of its tasks, as SVG for people; None where there is no picture."""
+        return None
 
     async def areset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset without blocking the event loop; override it where reset can be awaited."""
