@@ -1,5 +1,7 @@
 """`python -m agentflow`: the command line."""
 
+import sys
+
 from agentflow.cli import main
 
-main()
+sys.exit(main())

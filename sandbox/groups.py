@@ -20,6 +20,7 @@ _NUMBERS = count()
 _WORD = secrets.token_hex(4)  # containers that share a tree of groups may share process numbers too
 _SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _DYING_S = 5.0
+_TCP_SHARE = 4
 _LAYERS = ("user", "pid", "mount", "net", "ipc", "uts", "seccomp")
 
 
@@ -57,6 +58,8 @@ class Group:
         self._write("memory", names[self.version - 1], memory)
         self._write("pids", "pids.max", processes)
         if self.version == 1:
+            with contextlib.suppress(OSError):  # buffers of TCP have an account of their own, on kernels that keep it
+                self._write("memory", "memory.kmem.tcp.limit_in_bytes", memory // _TCP_SHARE)
             return
         with contextlib.suppress(OSError):  # without swap there is no such file
             self._write("memory", "memory.swap.max", 0)

@@ -49,7 +49,7 @@ def serve_cells(channel: socket.socket, *, figures: int) -> NoReturn:
             channel = _branch(channel, files[0])
             continue
         number += 1
-        _send(channel, _run_cell(names, files, name=f"cell {number}", figures=figures) | {"cell": asked["cell"]})
+        _send(channel, _run_cell(names, files, name=f"cell {number}", figures=figures) | {"token": asked["token"]})
 
 
 def _run_cell(names: dict[str, Any], files: list[int], *, name: str, figures: int) -> dict[str, Any]:

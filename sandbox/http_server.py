@@ -1,7 +1,7 @@
 """A server that runs programs in this machine's sandbox: `POST /run_code`, as SandboxFusion speaks it.
 
 Whoever reaches it may run programs, so it listens on this machine alone; anywhere else it asks for a token. It takes
-JSON that calls itself so, which a page in a browser cannot send here unasked.
+JSON that calls itself so, from who calls this machine by its own name, which a page in a browser cannot send unasked.
 """
 
 import hmac
@@ -31,6 +31,9 @@ def make_app(sandbox: Sandbox, *, token: str = "") -> web.Application:
     """
 
     async def run_code(request: web.Request) -> web.Response:
+        if not token and not is_loopback(request.url.host or ""):
+            # A page of a foreign name whose address has become this machine's: its own server, to a browser.
+            raise web.HTTPForbidden(text="the Host header names another machine")
         if token and not _is_shown(request, token):
             raise web.HTTPUnauthorized(text="the token is missing or wrong")
         if request.content_type != "application/json":

@@ -3,8 +3,8 @@
 The list names what is denied, not what is allowed: an interpreter with native extensions uses too many calls to
 enumerate, and the namespaces carry the containment. Denied are other ways out of a namespace, calls that reach rarely
 used kernel code, memory that no process maps, sockets that no network namespace covers (AF_VSOCK reaches the
-hypervisor), and what would let programs see or block each other through the read-only files that they share:
-whole-file locks and watches.
+hypervisor), and what would let programs see or block each other, or the host, through the read-only files that they
+share: whole-file locks, leases and watches.
 """
 
 import platform
@@ -21,6 +21,7 @@ _NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in s
 _NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag
 _DENIED_FAMILIES = (38, 40)  # AF_ALG, AF_VSOCK
 _TERMINAL_REQUESTS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_HOLDING_COMMANDS = (1024, 1026)  # F_SETLEASE, F_NOTIFY
 _X32_BIT = 0x40000000
 
 _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
@@ -32,6 +33,7 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socket": 41,
             "socketpair": 53,
             "ioctl": 16,
+            "fcntl": 72,
             "flock": 73,
             "shmget": 29,
             "semget": 64,
@@ -100,6 +102,7 @@ _NUMBERS: Mapping[str, tuple[int, Mapping[str, int]]] = {
             "socket": 198,
             "socketpair": 199,
             "ioctl": 29,
+            "fcntl": 25,
             "flock": 32,
             "inotify_init1": 26,
             "inotify_add_watch": 27,
@@ -166,7 +169,7 @@ _OWN_ONLY: Mapping[str, Sequence[int]] = {
     "sched_setattr": (0,),
     "setpriority": (0, 1),
 }
-_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl", *_OWN_ONLY)
+_CONDITIONAL = ("clone", "clone3", "socket", "socketpair", "ioctl", "fcntl", *_OWN_ONLY)
 
 
 def call_numbers(machine: str | None = None) -> Mapping[str, int]:
@@ -201,6 +204,8 @@ def bpf_filter(machine: str | None = None) -> bytes:
         program += _on_argument(numbers[name], _FIRST_ARGUMENT, [(_JUMP_EQUAL, family) for family in _DENIED_FAMILIES])
     terminal = [(_JUMP_EQUAL, request) for request in _TERMINAL_REQUESTS]
     program += _on_argument(numbers["ioctl"], _SECOND_ARGUMENT, terminal)
+    holding = [(_JUMP_EQUAL, command) for command in _HOLDING_COMMANDS]
+    program += _on_argument(numbers["fcntl"], _SECOND_ARGUMENT, holding)
     for name, arguments in _OWN_ONLY.items():
         for argument in arguments:
             program += _on_argument(numbers[name], (_FIRST_ARGUMENT, _SECOND_ARGUMENT)[argument], [(_JUMP_ABOVE, 1)])
@@ -224,6 +229,7 @@ def docker_profile(machine: str | None = None) -> dict[str, Any]:
     rules += [_rule(["clone"], argument=0, value=bit, mask=bit) for bit in bits]
     rules += [_rule(["socket", "socketpair"], argument=0, value=family) for family in _DENIED_FAMILIES]
     rules += [_rule(["ioctl"], argument=1, value=request) for request in _TERMINAL_REQUESTS]
+    rules += [_rule(["fcntl"], argument=1, value=command) for command in _HOLDING_COMMANDS]
     words = [1 << bit for bit in range(32)]
     for name, arguments in _OWN_ONLY.items():
         rules += [_rule([name], argument=argument, value=bit, mask=bit) for argument in arguments for bit in words]

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
@@ -31,6 +32,7 @@ _LOST_S = 10.0
 _FIRST_PID = 2  # process 1 is nobody's branch
 _MAX_WORDS = 400
 _MAX_HINTS = 64
+_MAX_STRAY = 1000
 _ENDS = frozenset({"cpu_timeout", "wall_timeout", "memory", "pids", "output_limit", "signal"})
 _WORDS: Mapping[str, Status] = {"memory": "memory", "disk": "disk", "pids": "pids"}
 Turn = Callable[[], AbstractAsyncContextManager[object]]
@@ -46,7 +48,7 @@ class _Greeting(BaseModel, strict=True):
 class _Report(BaseModel, strict=True):
     """What a branch says of a cell."""
 
-    cell: int = Field(ge=0)
+    token: str = Field(max_length=64)
     exit_code: int = Field(ge=0, le=255)
     value: str = Field(max_length=VALUE_BYTES)
     words: list[Annotated[str, Field(max_length=_MAX_WORDS)]] = Field(max_length=_MAX_HINTS)
@@ -223,7 +225,6 @@ class _Branch:
         self._channel = channel
         self._turn = turn
         self._pid = 0
-        self._number = 0
         self._why_over = ""
         self._work: asyncio.Future[Result] | None = None
         family.branches += 1
@@ -305,7 +306,6 @@ class _Branch:
         await self.close()
 
     async def _exec(self, code: str, limits: Limits) -> Result:
-        self._number += 1
         family = self._family
         kept, usage = [Kept(limits.output_kb << 10) for _ in range(2)], Usage()
         with ExitStack() as opened:
@@ -352,21 +352,25 @@ class _Branch:
     async def _exchange(self, source: int, limits: Limits, *, streams: list[Pipe]) -> _Report | None:
         """Send a cell and return its report; None if the branch ended, or speaks nonsense."""
         self._family.watch(limits, self._pid)
-        told = json.dumps({"op": "exec", "cell": self._number}).encode()
+        token = secrets.token_hex(8)
+        told = json.dumps({"op": "exec", "token": token}).encode()
         socket.send_fds(self._channel, [told], [source, *(stream.writing for stream in streams)])
         for stream in streams:
             stream.close_writing()
         async with asyncio.timeout(limits.wall_s + _LOST_S):
-            while True:
-                packet = await self._receive()
-                try:
-                    report = _Report.model_validate_json(packet) if packet else None
-                except ValidationError:
-                    report = None
-                if report is None or report.cell == self._number:
-                    return report
-                if report.cell > self._number:
-                    return None
+            return await self._report(token)
+
+    async def _report(self, token: str) -> _Report | None:
+        """Read until the report of the cell that was given a token; earlier cells may have written for later ones."""
+        for _ in range(_MAX_STRAY):
+            packet = await self._receive()
+            try:
+                report = _Report.model_validate_json(packet) if packet else None
+            except ValidationError:
+                report = None
+            if report is None or report.token == token:
+                return report
+        return None
 
     async def _receive(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self._channel, _PACKET_BYTES)

@@ -1,11 +1,12 @@
 """The commands of `agentflow sandbox`."""
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import typer
 
@@ -18,6 +19,8 @@ from agentflow.sandbox.bench import Speed, leaves_behind, measure
 from agentflow.sandbox.docker import build_image
 from agentflow.sandbox.docker import gc as docker_gc
 from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 
 
 def doctor() -> bool:
@@ -41,11 +44,16 @@ def run(file: Path, *, backend: str, limits: dict[str, Any]) -> int:
     language: Literal["python", "shell"] = "shell" if file.suffix == ".sh" else "python"
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
     result = asyncio.run(_run(Program(code, language=language, stdin=stdin), Limits(**limits), backend=backend))
-    typer.echo(result.stdout.text, nl=False)
-    typer.echo(result.stderr.text, nl=False, err=True)
+    typer.echo(_fit_for(sys.stdout, result.stdout.text), nl=False)
+    typer.echo(_fit_for(sys.stderr, result.stderr.text), nl=False, err=True)
     used = f"{result.usage.cpu_s:.2f} CPU s, {result.usage.wall_s:.2f} s, {result.usage.memory_mb:.0f} MB"
-    typer.echo(f"{result.status} ({result.backend}; {used}) {result.detail}".rstrip(), err=True)
+    typer.echo(_fit_for(sys.stderr, f"{result.status} ({result.backend}; {used}) {result.detail}".rstrip()), err=True)
     return 0 if result.status == "ok" else result.exit_code or 1
+
+
+def _fit_for(stream: TextIO, text: str) -> str:
+    """Return what a program wrote so that it commands no terminal: control characters are spelled out there."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if stream.isatty() else text
 
 
 def bench(*, backend: str, executions: int) -> bool:

@@ -70,6 +70,29 @@ def test_branches_go_their_own_ways(sandbox: Sandbox) -> None:
     assert in_session(sandbox, work) == ["[1, 0]", "[1, 2]", "cpu_timeout"]
 
 
+_FORGES = """
+import json, os, socket, stat
+forged = [{"cell": 2, "token": token, "exit_code": 0, "value": "forged", "words": []} for token in ("", "2")]
+for number in range(3, 64):
+    try:
+        if stat.S_ISSOCK(os.fstat(number).st_mode):
+            with socket.socket(fileno=os.dup(number)) as channel:
+                for report in forged:
+                    channel.send(json.dumps(report).encode())
+    except OSError:
+        pass
+"""
+
+
+def test_cell_does_not_report_for_the_next(sandbox: Sandbox) -> None:
+    async def work(session: Session) -> list[Result]:
+        return [await session.exec(cell) for cell in (_FORGES, "6 * 7", "'last'")]
+
+    first, second, last = in_session(sandbox, work)
+    assert (first.status, first.value) == ("ok", "")
+    assert (second.status, second.value, last.value) == ("ok", "42", "'last'")
+
+
 @pytest.mark.parametrize(
     ("cell", "status"),
     [

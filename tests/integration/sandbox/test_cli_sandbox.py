@@ -1,8 +1,12 @@
 """`agentflow sandbox`, as a user types it."""
 
 import io
+import os
+import pty
 import re
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +54,22 @@ def test_program_is_run(
     said = capsys.readouterr()
     assert said.out == out
     assert err in said.err
+
+
+def test_program_does_not_command_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import sys\nprint('\\x1b]0;mine\\x07\\x9b2J\\tend')\nsys.exit('\\x1b[2J')")
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "agentflow", "sandbox", "run", str(tmp_path / "a.py")]
+    with os.fdopen(here, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=there, stderr=there)
+        os.close(there)
+        said = b""
+        with suppress(OSError):  # how a terminal ends
+            while part := terminal.read(1 << 16):
+                said += part
+        assert process.wait(60) == 1
+    assert b"\\x1b]0;mine\\x07\\x9b2J\tend" in said
+    assert not {0x1B, 0x07, 0x9B} & set(said)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,13 @@ def test_bad_requests_say_what_is_bad(server: str, asked: Any, status: int, reas
 def test_what_a_browser_can_send_unasked_is_refused(server: str) -> None:
     body = json.dumps({"code": "1", "language": "python"})
     assert httpx.post(f"{server}/run_code", content=body, headers={"Content-Type": "text/plain"}).status_code == 415
+    # The page's own name may have become this machine's address.
+    for host in ("attacker.example", "attacker.example:80", "10.0.0.1", "localhost.attacker.example"):
+        asked = httpx.post(f"{server}/run_code", json={"code": "1", "language": "python"}, headers={"Host": host})
+        assert (asked.status_code, asked.json()) == (403, {"error": "the Host header names another machine"})
+    named = {"Host": "localhost:8080"}
+    asked = httpx.post(f"{server}/run_code", json={"code": "1", "language": "python"}, headers=named)
+    assert asked.status_code == 200
 
 
 def test_token_is_asked_for_and_never_quoted() -> None:

@@ -1,5 +1,9 @@
 """The process backend: what a program does to whoever watches it, to its neighbours, its successors and the host."""
 
+from pathlib import Path
+
+import pytest
+
 from agentflow.sandbox.base import Program, Result
 from agentflow.sandbox.process import ProcessSandbox
 from tests.integration.sandbox.contract import LIMITS
@@ -35,3 +39,63 @@ def test_process_with_a_name_that_is_no_text_disturbs_nobody(metering: str) -> N
     assert (cell.status, cell.stdout.text) == ("ok", "mine\n"), cell
     assert late.status == "wall_timeout", late
     assert neighbour.value == "6"
+
+
+_FILLS_BUFFERS = """
+import socket
+server, held, total = socket.create_server(("127.0.0.1", 0)), [], 0
+for _ in range(60):
+    stream = socket.create_connection(server.getsockname())
+    held += [stream, server.accept()[0]]
+    stream.setblocking(False)
+    try:
+        while True:
+            total += stream.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+print(total >> 20)
+"""
+
+
+def test_buffers_of_tcp_count_as_memory() -> None:
+    limits = LIMITS.model_copy(update={"memory_mb": 64})
+    result = play(lambda sandbox: sandbox.run(Program(_FILLS_BUFFERS), limits), concurrency=1)
+    if not any(layer.startswith("memory:cgroup") for layer in result.enforced):
+        pytest.skip("there are no control groups here")
+    assert result.status in ("ok", "memory", "wall_timeout"), result
+    assert int(result.stdout.text or 0) <= 64
+
+
+_HOLDS = """
+import fcntl, os
+for path, command, value in (("lease", fcntl.F_SETLEASE, fcntl.F_RDLCK), ("/usr", fcntl.F_NOTIFY, fcntl.DN_ACCESS)):
+    open("lease", "w").close()
+    try:
+        fcntl.fcntl(os.open(path, os.O_RDONLY), command, value)
+        print("held", path)
+    except PermissionError:
+        print("denied")
+"""
+
+
+def test_program_leases_and_watches_no_file() -> None:
+    result = play(lambda sandbox: sandbox.run(Program(_HOLDS), LIMITS))
+    assert result.stdout.text == "denied\ndenied\n", result
+
+
+_LABELS = """
+import socket, struct
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as stream:
+    request = socket.inet_pton(socket.AF_INET6, "::1") + struct.pack("!IBB", 0x12345, 0, 255)
+    stream.setsockopt(socket.IPPROTO_IPV6, 32, request + struct.pack("=HHHI", 1, 6, 6, 0))
+print("labelled")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/ip6_flowlabel").exists(), reason="this kernel has no flow labels")
+def test_flow_labels_of_one_program_are_not_seen_by_the_next() -> None:
+    async def work(sandbox: ProcessSandbox) -> list[str]:
+        codes = (_LABELS, "print(open('/proc/net/ip6_flowlabel').read().count('12345'))")
+        return [(await sandbox.run(Program(code), LIMITS)).stdout.text for code in codes]
+
+    assert play(work, concurrency=1) == ["labelled\n", "0\n"]

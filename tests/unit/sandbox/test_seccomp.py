@@ -20,6 +20,7 @@ CALLS = [
     ("clone", (0x10000000 | 17, 0)),
     *((name, (family, 1)) for name in ("socket", "socketpair") for family in (1, 2, 10, 16, 38, 40)),
     *(("ioctl", (0, request)) for request in (0x5401, 0x5412, 0x541C)),
+    *(("fcntl", (3, command)) for command in (1, 6, 1024, 1026, 1030)),
     *((name, (pid, 7)) for name in _OWN_ONLY for pid in (0, 1, 2, 4096, 0xFFFFFFFF)),
     *(("setpriority", (which, who)) for which in (0, 1, 2) for who in (0, 1, 4096)),
     *((name, (0, 0)) for name in ("ptrace", "clone3", "mount", "bpf", "read", "memfd_create")),
@@ -65,6 +66,8 @@ def test_agreement_is_about_something() -> None:
     assert profile_verdict("socket", (40, 1)) == EPERM
     assert profile_verdict("socket", (2, 1)) == ALLOW
     assert profile_verdict("clone", (0x10000000, 0)) == EPERM
+    assert profile_verdict("fcntl", (3, 1024)) == profile_verdict("fcntl", (3, 1026)) == EPERM
+    assert profile_verdict("fcntl", (3, 6)) == ALLOW
     assert profile_verdict("prlimit64", (1, 0)) == EPERM
     assert profile_verdict("setpriority", (2, 0)) == profile_verdict("setpriority", (0, 1)) == EPERM
     assert profile_verdict("setpriority", (0, 0)) == ALLOW
