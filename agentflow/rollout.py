@@ -20,6 +20,7 @@ from pydantic import Field
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config
 from agentflow.errors import BudgetFailure, RunAborted
+from agentflow.gate import Gate
 from agentflow.trajectory import Group, Status, Task, Trajectory
 
 _log = logging.getLogger(__name__)
@@ -54,44 +55,6 @@ class Episode:
     id: str
     task: Task
     seed: int
-
-
-class Gate:
-    """Knows which episodes are about to ask for tokens, so that a batch can wait for them."""
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._acting: set[str] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.num_expired = 0
-
-    def acting(self, episode: str) -> None:
-        """Note that an episode is at work in this process and will soon ask for tokens."""
-        self._acting.add(episode)
-        self._idle.clear()
-
-    def away(self, episode: str) -> None:
-        """Note that an episode waits for tokens, for the world outside, or is over."""
-        self._acting.discard(episode)
-        if not self._acting:
-            self._idle.set()
-
-    async def settle(self) -> None:
-        """Wait until no episode is acting; those that outlast the patience are no longer waited for."""
-        # Episodes whose tokens have just arrived run up to their next wait before this returns.
-        await asyncio.sleep(0)
-        if not self._acting:
-            return
-        try:
-            async with asyncio.timeout(self._patience_s):
-                # An event that is set wakes whoever waits, even where the next episode clears it again at once.
-                while self._acting:
-                    await self._idle.wait()
-        except TimeoutError:
-            self.num_expired += 1
-            self._acting.clear()
-            self._idle.set()
 
 
 class Agent(Protocol):

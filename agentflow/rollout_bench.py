@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agentflow.agents.react import AgentConfig, ReAct
+from agentflow.agents.react import react
 from agentflow.concurrency import run_blocking
 from agentflow.environment import Environment, Split, StepResult
 from agentflow.messages import Message
+from agentflow.play import AgentConfig, EpisodePlayer, Scene
 from agentflow.policy import Policy, Sampling, TrainablePolicy
 from agentflow.renderer import Renderer
+from agentflow.roles import PLANNER
 from agentflow.rollout import Rollout, RolloutConfig
+from agentflow.speakers import TokenSpeaker
 from agentflow.trajectory import Task, full_sequences
 
 
@@ -150,7 +153,8 @@ def _forget(policy: TrainablePolicy) -> None:
 
 def _played(policy: Policy, renderer: Renderer, *, load: Load, label: str) -> tuple[list[_Turn], Speed]:
     config = AgentConfig(max_turns=load.turns, max_turn_tokens=load.turn_tokens, max_episode_tokens=1 << 20)
-    agent = ReAct(lambda: Waiting(load), renderer, policy=policy, config=config)
+    speakers = {PLANNER: TokenSpeaker(policy, renderer, config=config)}
+    agent = EpisodePlayer(react, Scene(lambda: Waiting(load), speakers, config))
     rollout = Rollout(agent, RolloutConfig(concurrency=load.concurrency, max_failed_fraction=0))
     collected = rollout.run(Waiting(load).tasks("train"), group_size=1, seed=0, label=label)
     turns = [

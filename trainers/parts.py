@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 
-from agentflow.agents.react import ReAct
-from agentflow.agents.scripted import Scripted
+from agentflow.agents.react import react
 from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError
 from agentflow.models import LoadedModel, load_model
+from agentflow.play import EpisodePlayer, Scene
 from agentflow.policies.frozen import FrozenModels
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policy import TrainablePolicy
 from agentflow.renderer import Renderer
-from agentflow.roles import NO_ROLES, Roles
+from agentflow.roles import NO_ROLES, PLANNER, Roles
 from agentflow.rollout import Rollout
+from agentflow.speakers import ExpertSpeaker, Speaker, TokenSpeaker
 from agentflow.threads import available_cores, num_threads
 from agentflow.trainers.settings import EnvironmentConfig, Threads, TrainConfig
 
@@ -83,14 +84,12 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     if config.policy.backend == "scripted":
         # An environment without an expert says so here.
         environment.expert(load_tasks(environment, "train")[0], seed=0)
-    play = Scripted if config.policy.backend == "scripted" else ReAct
-    agent = play(
-        make_environment,
-        renderer,
-        policy=policy,
-        config=config.agent,
-        temperature=config.policy.temperature,
+    speaker: Speaker = (
+        ExpertSpeaker(renderer, config=config.agent)
+        if config.policy.backend == "scripted"
+        else TokenSpeaker(policy, renderer, config=config.agent, temperature=config.policy.temperature)
     )
+    agent = EpisodePlayer(react, Scene(make_environment, {PLANNER: speaker}, config.agent))
     return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout), frozen, threads)
 
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from agentflow.agents.react import AgentConfig
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
+from agentflow.play import AgentConfig
 from agentflow.policies.frozen import RoleConfig
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig

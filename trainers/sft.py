@@ -7,7 +7,7 @@ those that a rollout samples, so the same packing and the same learner serve bot
 import asyncio
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,17 +15,20 @@ from typing import Any, Self
 import torch
 from pydantic import Field, model_validator
 
-from agentflow.agents.react import AgentConfig
+from agentflow.agents.react import react
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config, is_changed
 from agentflow.environment import Environment, load_tasks
-from agentflow.errors import ConfigError, DataError
+from agentflow.errors import ConfigError, DataError, RunAborted
 from agentflow.messages import Message
 from agentflow.models import LoadedModel, ModelConfig, load_model
+from agentflow.play import AgentConfig, EpisodePlayer, Scene
 from agentflow.renderer import Renderer
-from agentflow.rollout import derive_seed
+from agentflow.roles import PLANNER
+from agentflow.rollout import Episode, derive_seed
 from agentflow.runs import Run, StoredRun
 from agentflow.scoring.attention import use_agentflow_attention
+from agentflow.speakers import ExpertSpeaker
 from agentflow.trainers.checkpoints import save_checkpoint
 from agentflow.trainers.console import Console
 from agentflow.trainers.learner import Learner, LearnerConfig, UpdateStats
@@ -164,22 +167,25 @@ class Dialogue:
                 yield from (f" {word}" for pair in call.arguments.items() for word in map(str, pair))
 
 
-async def demonstrate(environment: Environment, task: Task, *, seed: int, max_turns: int) -> Dialogue:
+async def demonstrate(
+    make_environment: Callable[[], Environment], task: Task, *, seed: int, max_turns: int | None
+) -> Dialogue:
     """Let the environment's own expert play one episode.
 
     Raises:
-        ConfigError: The environment has no expert.
+        RunAborted: The environment broke.
     """
-    expert = environment.expert(task, seed)
-    observation, _ = await environment.areset(seed=seed, options={"task": task})
-    exchanges = []
-    for _ in range(max_turns):
-        reply = expert.act(observation)
-        exchanges.append((observation, reply))
-        observation, _, terminated, truncated, _ = await environment.astep(reply)
-        if terminated or truncated:
-            break
-    return Dialogue(task, seed, tuple(exchanges))
+    expert = ExpertSpeaker(make_expert=lambda environment, posed, _: environment.expert(posed, seed))
+    player = EpisodePlayer(react, Scene(make_environment, {PLANNER: expert}, AgentConfig(max_turns=max_turns)))
+    trajectory = await player.play(Episode(f"expert/{task.id}/{seed}", task, seed))
+    if trajectory.status.kind == "failed":
+        raise RunAborted(f"The expert could not play the task {task.id!r}: {trajectory.status.detail}.")
+    return dialogue_of(task, trajectory)
+
+
+def dialogue_of(task: Task, trajectory: Trajectory) -> Dialogue:
+    """Return what was said in an episode: the words, because another model writes them in other tokens."""
+    return Dialogue(task, trajectory.seed, tuple((turn.messages, turn.reply.message) for turn in trajectory.turns))
 
 
 def render(dialogue: Dialogue, renderer: Renderer) -> Trajectory:
@@ -207,15 +213,13 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
     if stage.from_run:
         return _from_run(Path(stage.from_run))
     tasks = EpochSampler(load_tasks(environment, "train"), seed).draw(stage.num_episodes)
-    max_turns = limits.max_turns or environment.max_turns
-
-    # An environment plays one episode at a time; several of them keep a sandbox or a service busy.
-    players = [environment, *(environment_factory(stage.env)() for _ in range(_PLAYERS - 1))]
+    environment.expert(tasks[0], seed)  # an environment without an expert says so here
+    make_environment = environment_factory(stage.env)
 
     async def play(number: int) -> list[Dialogue]:
-        mine = range(number, len(tasks), _PLAYERS)
         return [
-            await demonstrate(players[number], tasks[i], seed=derive_seed(seed, i), max_turns=max_turns) for i in mine
+            await demonstrate(make_environment, tasks[i], seed=derive_seed(seed, i), max_turns=limits.max_turns)
+            for i in range(number, len(tasks), _PLAYERS)
         ]
 
     async def play_all() -> list[list[Dialogue]]:
@@ -224,8 +228,7 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
     try:
         played = run_blocking(play_all())
     finally:
-        for player in players:
-            player.close()
+        environment.close()
     return [played[i % _PLAYERS][i // _PLAYERS] for i in range(len(tasks))]
 
 
@@ -240,10 +243,10 @@ def _load(config: SftConfig, dialogues: Sequence[Sequence[Dialogue]]) -> LoadedM
 
 
 def _from_run(path: Path) -> list[Dialogue]:
-    """Read what was said in a run's successes: the words, because another model writes them in other tokens."""
+    """Read what was said in a run's successes."""
     run = StoredRun(path)
     found = [
-        Dialogue(group.task, trajectory.seed, tuple((turn.messages, turn.reply.message) for turn in trajectory.turns))
+        dialogue_of(group.task, trajectory)
         for iteration in run.rollout_iterations()
         for group in run.groups(iteration)
         for trajectory in group.trajectories

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policy import Sampling
-from agentflow.rollout import Episode, Gate, Rollout, RolloutConfig, derive_seed
+from agentflow.rollout import Episode, Rollout, RolloutConfig, derive_seed
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.learner import Learner, LearnerConfig, Sample
 from agentflow.trajectory import Status, Task, Trajectory, Turn

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from threading import Thread
 
-from agentflow.agents.react import AgentConfig
-from agentflow.agents.scripted import Scripted
 from agentflow.environments.coding import Code
-from agentflow.policy import ScriptedPolicy
+from agentflow.play import AgentConfig
 from agentflow.renderer import Renderer
 from agentflow.rollout import Collected, Rollout, RolloutConfig
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox, Session
 from agentflow.trainers.scratch import new_tokenizer
 from agentflow.trajectory import Trajectory
+from tests.players import expert_player
 
 SMALL = {"kinds": ("function", "repair", "compute"), "train_tasks": 24, "heldout_tasks": 6}
 
@@ -71,7 +70,7 @@ def play(sandbox: Sandbox, *, max_failed: float, num_tasks: int = 24) -> Collect
     tokenizer = new_tokenizer([task.prompt for task in tasks], max_words=200)
     renderer = Renderer(tokenizer, environment.tool_schemas)
     config = AgentConfig(max_call_s=60, max_turn_tokens=2000, max_episode_tokens=20_000)
-    agent = Scripted(partial(Brittle, **SMALL), renderer, policy=ScriptedPolicy(lambda prompt: []), config=config)
+    agent = expert_player(partial(Brittle, **SMALL), renderer, config=config)
     return Rollout(agent, RolloutConfig(max_failed_fraction=max_failed)).run(
         tasks, group_size=2, seed=0, label="faults"
     )

@@ -3,7 +3,6 @@
 from functools import cached_property
 from pathlib import Path
 
-from agentflow.agents.react import AgentConfig, ReAct
 from agentflow.config import Config
 from agentflow.environments import ToolEnvironment
 from agentflow.messages import Message, ToolCall
@@ -17,6 +16,7 @@ from agentflow.tools.python import python_tool
 from agentflow.trainers.scratch import new_tokenizer
 from agentflow.trajectory import Task
 from agentflow.view.report import render_report
+from tests.players import policy_player
 from tests.trusted_sandbox import real_process
 
 PLOT = "import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)).subplots().plot([1, 4, 9])\nplt.show()\n6 * 7"
@@ -48,7 +48,7 @@ def test_a_plot_is_a_line_to_the_policy_and_a_picture_on_the_page(tmp_path: Path
         call = Message("assistant", tool_calls=(ToolCall("python", {"code": PLOT}),))
         return renderer.reply(call if len(prompts) == 1 else Message("assistant", "done"))
 
-    agent = ReAct(Drawing, renderer, policy=ScriptedPolicy(script), config=AgentConfig())
+    agent = policy_player(Drawing, renderer, policy=ScriptedPolicy(script))
     groups = Rollout(agent, RolloutConfig()).run(Drawing().tasks("train"), group_size=1, seed=0, label="test").groups
     (trajectory,) = groups[0].trajectories
     assert trajectory.success, trajectory.status

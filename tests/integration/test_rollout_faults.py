@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from agentflow.agents.react import AgentConfig, ReAct
-from agentflow.agents.scripted import Scripted
 from agentflow.environment import Environment
 from agentflow.environments import ToolEnvironment
 from agentflow.errors import RunAborted, ToolError
 from agentflow.messages import Message, ToolCall
+from agentflow.play import AgentConfig
 from agentflow.policy import ScriptedPolicy
 from agentflow.renderer import Renderer
 from agentflow.rollout import Collected, Rollout, RolloutConfig
 from agentflow.tools.tool import tool
 from agentflow.trainers.scratch import new_tokenizer
 from agentflow.trajectory import Task, Trajectory
+from tests.players import expert_player, policy_player
 
 TOKENIZER = new_tokenizer([" look at harbour lantern fine answer"], max_words=100)
 FINE = Message("assistant", "fine")
@@ -156,7 +156,7 @@ def collect(
         return renderer.reply(FINE if result_role in prompt else LOOK)
 
     policy = ScriptedPolicy(script(renderer) if script else look_then_answer)
-    agent = ReAct(make, renderer, policy=policy, config=AgentConfig(**{"max_call_s": 20, **limits}))
+    agent = policy_player(make, renderer, policy=policy, config=AgentConfig(**{"max_call_s": 20, **limits}))
     Fragile.broken_so_far.clear()
     rollout = Rollout(agent, RolloutConfig(max_failed_fraction=max_failed, patience_s=0.2))
     return rollout.run(tasks, group_size=1, seed=0, label="test")
@@ -271,7 +271,7 @@ def test_expert_that_hangs_or_raises_fails_its_own_episode_only() -> None:
             return SimpleNamespace(act=lambda observation: FINE)
 
     renderer = Renderer(TOKENIZER, Fragile().tool_schemas)
-    agent = Scripted(Guided, renderer, policy=ScriptedPolicy(lambda _: []), config=AgentConfig(max_call_s=1.0))
+    agent = expert_player(Guided, renderer, config=AgentConfig(max_call_s=1.0))
     Fragile.broken_so_far.clear()
     collected = Rollout(agent, RolloutConfig(max_failed_fraction=1.0)).run(
         [task("expert hangs"), task("")], group_size=1, seed=0, label="test"

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from agentflow.agents.react import AgentConfig, ReAct
 from agentflow.environments import ToolEnvironment
 from agentflow.messages import Message, ToolCall
 from agentflow.policies.in_process import TransformersPolicy
@@ -18,6 +17,7 @@ from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.tools.tool import tool
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from agentflow.trajectory import Completion, Task
+from tests.players import policy_player
 
 
 class Seeded(ToolEnvironment):
@@ -49,7 +49,7 @@ class Recording(ScriptedPolicy):
 def test_members_of_a_group_share_the_environments_seed_and_not_the_samplers() -> None:
     renderer = Renderer(new_tokenizer([" fine look"], max_words=10))
     policy = Recording(lambda _: renderer.reply(Message("assistant", "fine")))
-    agent = ReAct(Seeded, renderer, policy=policy, config=AgentConfig())
+    agent = policy_player(Seeded, renderer, policy=policy)
     tasks = [Task("one", "look", "fine"), Task("other", "look", "fine")]
     Rollout(agent, RolloutConfig()).run(tasks, group_size=3, seed=0, label="test")
     assert sorted(Counter(Seeded.seeds).values()) == [3, 3]

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from agentflow.errors import RunAborted
+from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
-from agentflow.rollout import Episode, Gate, Rollout, RolloutConfig
+from agentflow.rollout import Episode, Rollout, RolloutConfig
 from agentflow.stream import GroupStream, StreamLimits
 from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
 
