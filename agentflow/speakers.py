@@ -136,7 +136,7 @@ class TokenSpeaker:
         )
         completion = await self._policy.generate(prompt, sampling, session=thread.id)
         return _turn(
-            messages, self._renderer.parse(completion), context=prompt[num_kept:], kept=num_kept, completion=completion
+            messages, self._renderer.parse(completion), prompt=prompt, num_kept=num_kept, completion=completion
         )
 
     def release(self, thread: Thread) -> None:
@@ -210,7 +210,7 @@ class ExpertSpeaker:
             return _turn(messages, Reply(message))
         completion = _written(self._renderer, message, room)
         return _turn(
-            messages, self._renderer.parse(completion), context=prompt[num_kept:], kept=num_kept, completion=completion
+            messages, self._renderer.parse(completion), prompt=prompt, num_kept=num_kept, completion=completion
         )
 
     def release(self, thread: Thread) -> None:

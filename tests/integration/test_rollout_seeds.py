@@ -9,6 +9,7 @@ from typing import Any
 
 from agentflow.environments import ToolEnvironment
 from agentflow.messages import Message, ToolCall
+from agentflow.play import AgentConfig
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policy import Sampling, ScriptedPolicy
 from agentflow.renderer import Renderer
@@ -103,7 +104,7 @@ def test_more_episodes_than_run_at_once_are_decoded_alike_whenever_their_tools_a
         policy = TransformersPolicy(model, range(0, len(tokenizer), 3))
         limits = AgentConfig(max_turns=3, max_turn_tokens=8)
         rollout = Rollout(
-            ReAct(Erratic, renderer, policy=policy, config=limits), RolloutConfig(concurrency=4, patience_s=60)
+            policy_player(Erratic, renderer, policy=policy, config=limits), RolloutConfig(concurrency=4, patience_s=60)
         )
         tasks = [Task(str(i), "look") for i in range(8)]
         collected = rollout.run(tasks, group_size=3, seed=0, label="test")
