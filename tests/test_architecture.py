@@ -236,3 +236,14 @@ def test_declared_dependencies_are_pinned() -> None:
     groups = [project()["dependencies"], *project()["optional-dependencies"].values()]
     declared = {normalise(str(entry)) for group in groups for entry in group}
     expect_none(declared - {normalise(pin) for pin in pins}, "declared, but not in constraints.txt")
+
+
+def test_only_plays_and_rollouts_touch_the_gate() -> None:
+    allowed = {"agentflow/gate.py", "agentflow/play.py", "agentflow/rollout.py"}
+    naming = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ImportFrom) and node.module == "agentflow.gate"
+    }
+    expect_none(naming - allowed, "who waits for whom is known to the play and the rollout alone")
