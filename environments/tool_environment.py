@@ -10,7 +10,8 @@
 
         def score(self, task, answer): return {"success": float(answer.strip() == task.answer)}
 
-A turn with tool calls is answered by their results; a message without any is the final answer, which is scored.
+A turn with tool calls is answered by their results; a message without any is the final answer, which is scored. A tool
+that returns `ToolOutput(text, ends="over")` ends the episode too: the score gets an empty answer.
 """
 
 import asyncio
@@ -57,6 +58,11 @@ class ToolResult:
         """What the policy sees after the text."""
         return self.value.images if isinstance(self.value, ToolOutput) else ()
 
+    @property
+    def ends(self) -> str:
+        """Whether and how it ends the episode; see `ToolOutput.ends`."""
+        return self.value.ends if isinstance(self.value, ToolOutput) else ""
+
 
 class ToolEnvironment(Environment):
     """An environment made of tasks, tools and a score.
@@ -100,6 +106,10 @@ class ToolEnvironment(Environment):
     def turn_terms(self, results: Sequence[ToolResult]) -> Mapping[str, float] | Awaitable[Mapping[str, float]]:
         """Return further reward terms for a turn with tool calls; may be async."""
         return {}
+
+    def is_success(self, terms: Mapping[str, float]) -> bool:
+        """Say whether the final terms mean that the task is solved: by the outcome and its threshold."""
+        return terms[self.outcome] >= self.success_threshold
 
     @cached_property
     def tools(self) -> Mapping[str, Tool]:
@@ -167,11 +177,15 @@ class ToolEnvironment(Environment):
             raise ScoreFailure(f"turn_terms raised {type(error).__name__}: {error}") from error
         valid = sum(result.valid for result in results) / len(results)
         terms = {"valid_call": valid, **_finite("turn_terms", extra)}
-        self._task = task
         observation = tuple(
             Message("tool", self._cut(result.text), name=result.call.name, images=result.images) for result in results
         )
-        return observation, 0.0, False, False, {"reward_terms": terms}
+        ends = next((result.ends for result in results if result.ends), "")
+        if ends == "over":
+            _, reward, _, _, info = await self._finish(task, "")
+            return observation, reward, True, False, {**info, "reward_terms": {**terms, **info["reward_terms"]}}
+        self._task = None if ends else task
+        return observation, terms.get(self.outcome, 0.0), False, bool(ends), {"reward_terms": terms}
 
     async def _finish(self, task: Task, answer: str) -> StepResult:
         try:
@@ -183,17 +197,17 @@ class ToolEnvironment(Environment):
         terms = _finite("score", scored)
         if self.outcome not in terms:
             raise ScoreFailure(f"score returned no {self.outcome!r}, which is the outcome, but {sorted(terms)}")
-        reward = terms[self.outcome]
-        return (), reward, True, False, {"reward_terms": terms, "success": reward >= self.success_threshold}
+        return (), terms[self.outcome], True, False, {"reward_terms": terms, "success": self.is_success(terms)}
 
     async def _call_all(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
-        """Run the calls of a turn in order; neighbours whose tools allow it run at once."""
+        """Run the calls of a turn in order, up to one that ends the episode; those that may overlap run at once."""
         results: list[ToolResult] = []
         for overlap, neighbours in groupby(calls, lambda wanted: self._may_overlap(wanted.name)):
-            if overlap:
+            if overlap and not _ended(results):
                 results += await self._call_at_once(neighbours)
-            else:
-                results += [await self._call(wanted) for wanted in neighbours]
+                continue
+            for wanted in neighbours:
+                results.append(_too_late(wanted) if _ended(results) else await self._call(wanted))
         return results
 
     def _may_overlap(self, name: str) -> bool:
@@ -256,6 +270,14 @@ class ToolEnvironment(Environment):
             near = get_close_matches(str(wanted), known, n=1)
             raise DataError(f"There is no task {wanted!r}.", f"Did you mean {near[0]!r}?" if near else "")
         return known[wanted]
+
+
+def _ended(results: Sequence[ToolResult]) -> bool:
+    return any(result.ends for result in results)
+
+
+def _too_late(call: ToolCall) -> ToolResult:
+    return ToolResult(call, "Error: the episode is over", ok=False)
 
 
 def _terms_of(cls: type) -> Mapping[str, str]:

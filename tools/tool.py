@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 from docstring_parser import parse as parse_docstring
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -37,15 +37,17 @@ _LAX = ConfigDict(coerce_numbers_to_str=True)
 
 @dataclass(frozen=True, slots=True)
 class ToolOutput:
-    """What a tool may return in place of a plain value: text with images.
+    """What a tool may return in place of a plain value: text with images, and the end of the episode.
 
     Attributes:
         text: What the model reads.
         images: What it sees after the text; one that reads text alone sees a line for each.
+        ends: `over` ends the episode by its own rules, and it is scored; `limit` cuts it off at a limit.
     """
 
     text: str
     images: tuple[Image, ...] = ()
+    ends: Literal["", "over", "limit"] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from agentflow.config import Config
-from agentflow.environment import Expert, Observation, Split, StepResult
+from agentflow.environment import Expert, Observation, Split
 from agentflow.environments.navigation.course import CourseConfig
 from agentflow.environments.navigation.embedded import EmbeddedWorld
 from agentflow.environments.navigation.house import HouseConfig
@@ -17,7 +17,6 @@ from agentflow.environments.navigation.measures import TERMS, Measures
 from agentflow.environments.navigation.metrics import step_budget
 from agentflow.environments.navigation.world import Leg, Walk, World
 from agentflow.environments.tool_environment import ToolEnvironment, ToolResult
-from agentflow.errors import ToolError
 from agentflow.messages import Message
 from agentflow.tools.tool import Tool, ToolOutput, tool, tools_of
 from agentflow.trajectory import Task, Trajectory
@@ -74,7 +73,6 @@ class Navigation(ToolEnvironment):
     _walk: Walk | None = None
     _measures: Measures
     _budget: int
-    _stopped = _ended = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -127,30 +125,14 @@ class Navigation(ToolEnvironment):
         first = self._under_way.first
         return (*before, Message("user", f"{asked.content}\n{first.text}", images=first.images)), info
 
-    async def astep(self, action: Message) -> StepResult:
-        """Play one turn; the episode is over after a stop, and truncated when its actions are used up.
-
-        Raises:
-            EnvironmentFailure: No episode is under way.
-            EpisodeFailure: The world broke.
-        """
-        observation, reward, over, _, info = await super().astep(action)
-        if over or not self._stopped:
-            truncated = not over and (self._ended or self._measures.num_actions >= self._budget)
-            self._task = None if truncated else self._task
-            return observation, reward, over, truncated, info
-        self._task = None
-        reward = self._measures.values()[self.outcome]
-        return (), reward, True, False, {**info, "success": reward >= self.success_threshold}
-
     async def turn_terms(self, results: Sequence[ToolResult]) -> Mapping[str, float]:
-        """Report how the measures changed."""
+        """Report how the measures changed; at the end of the episode that is left to the score."""
         if not all(result.ok for result in results):
             self._measures.add_error()
-        return self._measures.changes()
+        return {} if any(result.ends == "over" for result in results) else self._measures.changes()
 
     async def score(self, task: Task, answer: str) -> Mapping[str, float]:
-        """Take an answer without a call for a stop."""
+        """Report how the measures changed at the end; an answer without a call is taken for a stop."""
         self._measures.add(Leg("", stopped=True))
         return self._measures.changes()
 
@@ -174,16 +156,15 @@ class Navigation(ToolEnvironment):
         return self._walk
 
     async def _take(self, words: str) -> ToolOutput:
-        if self._stopped or self._ended:
-            raise ToolError("the walk is over")
         leg = await self._under_way.take(words)
         self._measures.add(leg)
-        self._stopped, self._ended = leg.stopped, leg.over
-        return ToolOutput(leg.text, leg.images)
+        if leg.stopped:
+            return ToolOutput(leg.text, leg.images, ends="over")
+        used_up = leg.over or self._measures.num_actions >= self._budget
+        return ToolOutput(leg.text, leg.images, ends="limit" if used_up else "")
 
     async def _leave(self) -> None:
         walk, self._walk = self._walk, None
-        self._stopped = self._ended = False
         if walk is not None:
             await walk.close()
 

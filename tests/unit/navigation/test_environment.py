@@ -193,8 +193,8 @@ def test_what_cannot_be_read_is_answered_and_counted(under_way: Any) -> None:
 @pytest.mark.parametrize("action", [say("L STOP"), Message("assistant", "I am there.")], ids=["stop", "answer"])
 def test_a_stop_far_from_the_goal_ends_the_episode_without_success(under_way: Any, action: Message) -> None:
     environment, _ = under_way()
-    observation, reward, terminated, truncated, info = environment.step(action)
-    assert (observation, reward, terminated, truncated) == ((), 0.0, True, False)
+    _, reward, terminated, truncated, info = environment.step(action)
+    assert (reward, terminated, truncated) == (0.0, True, False)
     assert info["success"] is False and info["reward_terms"]["success"] == 0.0
     assert info["reward_terms"]["navigation_error"] > 0.75
     with pytest.raises(EnvironmentFailure):
