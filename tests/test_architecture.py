@@ -37,9 +37,13 @@ MAX_NESTING = 3
 MAX_POSITIONAL = 3
 # Signatures that a library calls by position.
 PRESCRIBED = {
-    "agentflow/scoring/attention.py _attention": "transformers' attention interface",
-    "agentflow/scoring/forest.py forward": "torch.autograd.Function",
-    "agentflow/scoring/forest.py sees": "FlexAttention's mask function",
+    "agentflow/scoring/interface.py delegate": "transformers' attention interface",
+    "agentflow/scoring/attention.py _probe_attention": "transformers' attention interface",
+    "agentflow/scoring/positions.py _refuse_beyond": "torch's forward hooks",
+    "agentflow/scoring/tree_attention.py forward": "torch.autograd.Function",
+    "agentflow/scoring/tree_attention.py sees": "FlexAttention's mask function",
+    "agentflow/scoring/tree_attention.py sees_near": "FlexAttention's mask function",
+    "agentflow/scoring/tree_attention.py cap": "FlexAttention's change of scores",
 }
 
 FunctionNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef

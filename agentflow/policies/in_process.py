@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from agentflow.errors import PolicyFailure
 from agentflow.policies.cache import CacheLayout, Feed, KeyValueCache
 from agentflow.policy import Sampling
+from agentflow.scoring.interface import logit_rule
 from agentflow.trajectory import Completion, FinishReason
 
 _MAX_FEED_TOKENS = 16384  # bounds the memory of one forward pass; longer queues are fed over several steps
@@ -80,14 +81,7 @@ class TransformersPolicy:
 
     def _new_cache(self) -> KeyValueCache:
         config: Any = self.model.config.get_text_config()
-        heads = config.num_attention_heads
-        return KeyValueCache(
-            num_layers=config.num_hidden_layers,
-            num_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            device=self.model.device,
-            dtype=self.model.dtype,
-        )
+        return KeyValueCache(num_layers=config.num_hidden_layers, device=self.model.device, dtype=self.model.dtype)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Completion:
         """Sample one turn; see `policy.Policy`.
@@ -221,7 +215,7 @@ class TransformersPolicy:
             use_cache=False,
         ).last_hidden_state
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return head(hidden[0, layout.last_B]).float()  # type: ignore[no-any-return]
+        return logit_rule(self.model)(head(hidden[0, layout.last_B])).float()
 
     def _finish_if_over(self, request: _Request, state: _Session) -> None:
         reason: FinishReason | None = None

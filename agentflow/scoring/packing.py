@@ -9,6 +9,7 @@ Axis letters: T tokens of the forest, S sampled tokens, U distinct predictions, 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from agentflow.scoring.attention import IMPLEMENTATION
-from agentflow.scoring.forest import ForestAttention, Node, lay_out
+from agentflow.scoring.forest import Node, lay_out
+from agentflow.scoring.interface import IMPLEMENTATION, logit_rule
+from agentflow.scoring.rules import LogitRule
+from agentflow.scoring.tree_attention import ForestAttention
 from agentflow.trajectory import Trajectory, full_sequences
 
 _MAX_LOGITS = 1 << 24  # 64 MB of float32
@@ -223,8 +226,9 @@ def sampled_logprobs(
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     size = chunk_tokens or max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
     targets_U = batch.target_ids.to(device)
+    score = partial(_score, head, rule=logit_rule(model), temperature=temperature)
     scores = [
-        checkpoint(_score, head, chunk, targets, temperature=temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(score, chunk, targets, use_reentrant=False, preserve_rng_state=False)
         for chunk, targets in zip(torch.split(hidden_UD, size), torch.split(targets_U, size), strict=True)
     ]
     logprobs, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
@@ -232,9 +236,11 @@ def sampled_logprobs(
     return logprobs[gather], entropies[gather]
 
 
-def _score(head: nn.Module, hidden: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    head: nn.Module, hidden: Tensor, targets: Tensor, *, rule: LogitRule, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Return the [C] log-probabilities of targets and the [C] entropies, from [C, D] hidden states."""
-    logits = head(hidden)
+    logits = rule(head(hidden))
     logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
     entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
     return logprobs.gather(1, targets[:, None]).squeeze(1), entropies

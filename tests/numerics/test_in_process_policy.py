@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -26,6 +28,19 @@ VOCABULARY = 50
 STOP = 1
 
 
+ALTERNATING: dict[str, Any] = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+LATENT: dict[str, Any] = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
+ROUTED: dict[str, Any] = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+OTHERS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4, "head_dim": 16},
+    "gemma2": ALTERNATING | {"head_dim": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gpt_oss": ALTERNATING | {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 2},
+    # Keys of 12 features, values of 6: neither is the config's hidden_size // num_attention_heads.
+    "deepseek_v3": LATENT | ROUTED | {"num_key_value_heads": 4, "v_head_dim": 6, "num_experts_per_tok": 4},
+    "granite": {"logits_scaling": 8.0},
+}
+
+
 def tiny(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     shape: dict[str, Any] = {
@@ -41,6 +56,13 @@ def tiny(kind: str) -> PreTrainedModel:
         return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=16)).eval()
     if kind == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    if kind in OTHERS:
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape | OTHERS[kind]))  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3 if parameter.ndim > 1 else 1)  # attention far from uniform
+        model.set_attn_implementation("eager")
+        return model.eval()  # type: ignore[no-any-return]
     dropless: dict[str, Any] = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **dropless)
@@ -57,7 +79,7 @@ def plain_logprobs(
     return torch.log_softmax(logits, -1).gather(-1, torch.tensor(sampled)[:, None])[:, 0].tolist()
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2", *OTHERS])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_many_turns_of_many_sessions_match_the_plain_forward(kind: str, temperature: float) -> None:
     model, oracle = tiny(kind), tiny(kind)

@@ -18,18 +18,35 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentflow.messages import Message, Reply
 from agentflow.scoring.attention import use_agentflow_attention
-from agentflow.scoring.forest import ForestAttention, lay_out, subtree_exits, tree_mask
+from agentflow.scoring.forest import Node, depths, lay_out, subtree_exits
 from agentflow.scoring.packing import PackedBatch, pack, pack_rows, sampled_logprobs
+from agentflow.scoring.rules import AttentionRule, dense_attention
+from agentflow.scoring.tree_attention import ForestAttention, tree_mask
 from agentflow.trajectory import Completion, Status, Trajectory, Turn, full_sequences
 
 VOCABULARY = 11
 TEMPERATURE = 0.7
 SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SPECIAL: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+ALTERNATING: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"]}
+CAPS: dict[str, Any] = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 OPTIONS: dict[str, dict[str, Any]] = {
     "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "tie_word_embeddings": True},
     "qwen3-gqa": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
     "llama": {"num_attention_heads": 2},
+    # Windows shorter than the longest paths; soft caps of scores and logits; sinks; one layer without positions.
+    "mistral": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 3},
+    "gemma2": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4} | CAPS,
+    "gemma3_text": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 2}
+    | ALTERNATING,
+    "smollm3": {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 3, "no_rope_layers": [0, 1]}
+    | {"use_sliding_window": True}
+    | ALTERNATING,
+    "gpt_oss": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 3}
+    | {"num_local_experts": 2, "num_experts_per_tok": 2}
+    | ALTERNATING,
+    "granite": {"num_attention_heads": 4, "num_key_value_heads": 2, "logits_scaling": 8.0},
+    "cohere": {"num_attention_heads": 4, "num_key_value_heads": 2, "logit_scale": 0.0625},
     "gpt2": {"num_attention_heads": 2, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
 }
 
@@ -240,33 +257,61 @@ def test_scoring_needs_the_layouts_attention_and_a_temperature() -> None:
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(trajectories=FORESTS, seed=st.integers(0, 9))
-def test_tree_attention_equals_dense_masked_attention(trajectories: list[Trajectory], seed: int) -> None:
+@given(trajectories=FORESTS, seed=st.integers(0, 9), window=st.sampled_from([None, 1, 2, 3, 7]))
+def test_tree_attention_equals_dense_masked_attention(
+    trajectories: list[Trajectory], seed: int, window: int | None
+) -> None:
     nodes = pack(trajectories).nodes
-    exits = torch.from_numpy(subtree_exits(nodes))
-    tokens = len(exits)
+    mask = mask_of(nodes, window)
+    tokens = len(mask)
     torch.manual_seed(seed)
     shapes = [(1, 4, tokens, 8), (1, 2, tokens, 8), (1, 2, tokens, 8)]
     query, key, value = ((3 * torch.randn(s, dtype=torch.float64)).requires_grad_() for s in shapes)
     upstream = torch.randn(1, tokens, 4, 8, dtype=torch.float64)
-    none, rows = torch.tensor(0), torch.arange(tokens)
-    mask = tree_mask(exits)(none, none, rows[:, None], rows[None, :])
-    ours = ForestAttention(nodes, torch.device("cpu")).attend(query, key, value, layer=0, scaling=0.3)
+    ours = ForestAttention(nodes, torch.device("cpu")).attend(
+        query, key, value, layer=0, rule=AttentionRule(0.3, window)
+    )
     dense = functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12)
     actual, expected = (torch.autograd.grad((out * upstream).sum(), (query, key, value)) for out in (ours, dense))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-def test_the_mask_of_flex_attention_is_the_paths_of_the_forest() -> None:
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 90, 200])
+def test_windows_across_many_blocks_equal_dense_masked_attention(window: int | None, softcap: float | None) -> None:
+    """A root of 300 tokens, two branches of it, and a branch of a branch: blocks, runs and windows cross anyhow."""
+    nodes = lay_out([300, 500, 420, 450, 130], [0, 170, 400, 30, 0])
+    mask = mask_of(nodes, window)
+    torch.manual_seed(0)
+    shapes = [(1, 4, len(mask), 8), (1, 2, len(mask), 8), (1, 2, len(mask), 8)]
+    query, key, value = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes)
+    sinks = torch.randn(4, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(1, len(mask), 4, 8, dtype=torch.float64)
+    rule = AttentionRule(0.3, window, softcap, sinks)
+    ours = ForestAttention(nodes, torch.device("cpu")).attend(query, key, value, layer=0, rule=rule)
+    dense = dense_attention(query, key, value, sees=mask, rule=rule).transpose(1, 2)
+    torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12)
+    inputs = (query, key, value, sinks)
+    actual, expected = (torch.autograd.grad((out * upstream).sum(), inputs) for out in (ours, dense))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+def mask_of(nodes: Sequence[Node], window: int | None) -> Tensor:
+    """Return the [T, T] mask of a forest by FlexAttention's predicate."""
+    exits = torch.from_numpy(subtree_exits(nodes))
+    sees = tree_mask(exits, torch.from_numpy(depths(nodes)), window=window)
+    rows, none = torch.arange(len(exits)), torch.tensor(0)
+    return sees(none, none, rows[:, None], rows[None, :])
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_the_mask_of_flex_attention_is_the_paths_of_the_forest(window: int | None) -> None:
     nodes = lay_out([4, 5, 4, 3], [0, 2, 3, 0])
     # Paths by hand: 0 1 2 3 | 0 1 4 5 6 | 0 1 4 7 | 8 9 10.
     paths = [[0, 1, 2, 3], [0, 1, 4, 5, 6], [0, 1, 4, 7], [8, 9, 10]]
     expected = torch.zeros(11, 11, dtype=torch.bool)
     for path in paths:
         for index, query in enumerate(path):
-            expected[query, path[: index + 1]] = True
-    sees = tree_mask(torch.from_numpy(subtree_exits(nodes)))
-    rows = torch.arange(11)
-    none = torch.tensor(0)
-    assert torch.equal(sees(none, none, rows[:, None], rows[None, :]), expected)
+            expected[query, path[: index + 1][-(window or 99) :]] = True
+    assert torch.equal(mask_of(nodes, window), expected)
