@@ -65,12 +65,14 @@ class AnswerReport:
     """What the gold answers of a split scored.
 
     Attributes:
-        num_checked: Tasks that were solved by their gold answer or, where there is none, by the expert.
+        num_answers: Tasks whose gold answer was scored.
+        num_played: Tasks without one that the expert has played.
         num_unknown: Tasks with neither.
         failing: The ids of the tasks where that is not worth full marks, with what it scored instead.
     """
 
-    num_checked: int
+    num_answers: int
+    num_played: int
     num_unknown: int
     failing: Mapping[str, str]
 
@@ -114,7 +116,7 @@ def check_environment(env_class: type[Environment], **options: Any) -> list[Find
 def validate_answers(
     env_class: type[Environment], split: Split, *, limit: int | None = None, **options: Any
 ) -> AnswerReport:
-    """Score the gold answer of every task of a split.
+    """Score the gold answer of every task of a split; where there is none, let the expert play.
 
     Args:
         env_class: The environment.
@@ -127,11 +129,13 @@ def validate_answers(
         DataError: The split has no tasks.
     """
     environment = env_class(**options)
-    outcomes = {task.id: outcome_of_solution(environment, task) for task in load_tasks(environment, split)[:limit]}
+    tasks = load_tasks(environment, split)[:limit]
+    outcomes = {task.id: outcome_of_solution(environment, task) for task in tasks}
+    num_answers = sum(environment.gold_answer(task) is not None for task in tasks)
     environment.close()
     known = {task_id: outcome for task_id, outcome in outcomes.items() if outcome}
     failing = {task_id: outcome for task_id, outcome in known.items() if outcome != SUCCESS}
-    return AnswerReport(len(known), len(outcomes) - len(known), failing)
+    return AnswerReport(num_answers, len(known) - num_answers, len(outcomes) - len(known), failing)
 
 
 def _check_all(make: Callable[[], Environment]) -> Iterator[Finding]:
@@ -175,8 +179,9 @@ def _check_tasks(
                 return
         if [_as_json(task) for task in tasks] != [_as_json(task) for task in again[split]]:
             yield _error(f"tasks({split!r}) differs from call to call: draw them with a fixed seed.")
-    prompts = {task.prompt for task in splits["train"]}
-    shared = [task.id for task in splits["heldout"] if task.prompt in prompts]
+    # What an episode is about may stand in the metadata alone: a maze's prompt says nothing of its walls.
+    posed = {_posed(task) for task in splits["train"]}
+    shared = [task.id for task in splits["heldout"] if _posed(task) in posed]
     if shared:
         yield _warning(
             f"{len(shared)} held-out tasks are asked in training too (the first: {shared[0]!r}): "
@@ -187,9 +192,11 @@ def _check_tasks(
 def _check_declarations(subject: _Subject) -> Iterator[Finding]:
     """The class declares its terms, its outcome and its limit of turns."""
     environment = subject.make()
-    if environment.outcome not in environment.reward_terms:
+    outcome = environment.outcome
+    if outcome not in environment.reward_terms:
         yield _error(
-            f"The outcome {environment.outcome!r} is not among reward_terms: {_listed(environment.reward_terms)}."
+            f"The outcome {outcome!r} is not among reward_terms: {_listed(environment.reward_terms)}. Declare it on "
+            f"the class, with a sentence: reward_terms = {{{outcome!r}: 'Whether the task is solved.'}}."
         )
     if not isinstance(environment.max_turns, int) or environment.max_turns < 1:
         yield _error(f"max_turns is {environment.max_turns!r}, not a positive number.")
@@ -334,6 +341,10 @@ _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
 
 def _as_json(task: Task) -> str:
     return json.dumps([task.id, task.prompt, task.answer, dict(task.metadata)], allow_nan=False)
+
+
+def _posed(task: Task) -> str:
+    return json.dumps([task.prompt, dict(task.metadata)], sort_keys=True)
 
 
 def _listed(names: Any) -> str:

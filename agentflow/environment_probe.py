@@ -111,7 +111,8 @@ def faults(environment: Environment, result: StepResult, *, first: bool) -> Iter
         yield f"info is not JSON ({error}): a run stores it."
     for name, value in info.get("reward_terms", {}).items():
         if name not in environment.reward_terms:
-            yield f"The term {name!r} is not declared in reward_terms: {', '.join(environment.reward_terms) or 'none'}."
+            known = ", ".join(environment.reward_terms) or "none"
+            yield f"The term {name!r} is not declared in reward_terms: {known}. Add it there, with a sentence."
         if not math.isfinite(value):
             yield f"The term {name!r} is {value!r}, not a finite number."
     if terminated and not isinstance(info.get("success"), bool):

@@ -151,7 +151,8 @@ class ShapingConfig(Config):
             if name not in known:
                 raise ConfigError(
                     f"rewards.terms: the environment reports no term {name!r}.",
-                    f"{suggest(name, known)} rewards.terms.{name}=null leaves it out.",
+                    f"{suggest(name, known)} An environment of your own declares it in its `reward_terms`; "
+                    f"rewards.terms.{name}=null leaves it out.",
                 )
             if term.gate is not None and term.gate.term not in known:
                 raise ConfigError(

@@ -24,7 +24,8 @@ class Evaluation:
         interval: 95 % interval of the success, see `metrics.success_interval`.
         pass_at_k: For each k up to the samples of a task, the chance that one of k episodes succeeds.
         by_key: For each key of the tasks' metadata and each of its values, the mean success and the number of tasks.
-        terms: Mean over episodes of each reward term's sum over turns.
+        terms: For each reward term `turn`, its mean over the turns that report it, `episode`, the mean of its sum over
+            the episodes that report it, and `num_episodes`, how many do.
         turns: Mean turns of an episode.
         status: Episodes by status and reason.
         duration_s: Wall seconds.
@@ -37,7 +38,7 @@ class Evaluation:
     interval: tuple[float, float] | None
     pass_at_k: dict[int, float]
     by_key: dict[str, dict[str, dict[str, float]]]
-    terms: dict[str, float]
+    terms: dict[str, dict[str, float]]
     turns: float | None
     status: dict[str, int]
     duration_s: float
@@ -93,7 +94,7 @@ def summarise(collected: Collected, *, split: Split, num_samples: int) -> Evalua
         interval=success_interval(rates) if rates else None,
         pass_at_k={k: value for k in range(1, num_samples + 1) if (value := _pass_at(complete, k)) is not None},
         by_key=_tables(groups),
-        terms=_term_means(scored),
+        terms=_terms(scored),
         turns=mean(len(trajectory.turns) for trajectory in scored),
         status=status,
         duration_s=collected.duration_s,
@@ -131,9 +132,18 @@ def _cell(task: Task, key: str) -> Any:
     return value if isinstance(value, str | int | bool) else None
 
 
-def _term_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    names = sorted({name for t in trajectories for turn in t.turns for name in turn.terms})
+def _terms(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float]]:
+    """Average each term over the turns and over the episodes that report it: what is absent is not 0."""
+    reported: dict[str, list[list[float]]] = {}
+    for trajectory in trajectories:
+        for name in {name for turn in trajectory.turns for name in turn.terms}:
+            values = [turn.terms[name] for turn in trajectory.turns if name in turn.terms]
+            reported.setdefault(name, []).append(values)
     return {
-        name: sum(turn.terms.get(name, 0.0) for t in trajectories for turn in t.turns) / len(trajectories)
-        for name in names
+        name: {
+            "turn": sum(map(sum, episodes)) / sum(map(len, episodes)),
+            "episode": sum(map(sum, episodes)) / len(episodes),
+            "num_episodes": len(episodes),
+        }
+        for name, episodes in sorted(reported.items())
     }

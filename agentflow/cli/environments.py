@@ -3,17 +3,17 @@
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import typer
 
-from agentflow.cli.settings import environment_options
 from agentflow.cli.tables import print_table
-from agentflow.config import describe
+from agentflow.cli.words import overrides, section
+from agentflow.config import describe, gather
 from agentflow.environment import ENTRY_POINT_GROUP, Environment, Split, load_environment
-from agentflow.environment_check import check_environment, validate_answers
+from agentflow.environment_check import AnswerReport, check_environment, validate_answers
 from agentflow.environments.scaffold import class_name, scaffold
-from agentflow.errors import UserError
+from agentflow.errors import ConfigError, UserError
 
 _MAX_PROMPT_CHARACTERS = 500
 
@@ -51,7 +51,7 @@ def check(spec: str, words: Sequence[str]) -> None:
     Raises:
         ConfigError: There is no such environment, or its options are wrong.
     """
-    findings = check_environment(load_environment(spec), **environment_options(words))
+    findings = check_environment(load_environment(spec), **_options(words))
     for finding in findings:
         typer.echo(f"{finding.level}: {finding.message}")
     if any(finding.level == "error" for finding in findings):
@@ -60,17 +60,17 @@ def check(spec: str, words: Sequence[str]) -> None:
 
 
 def validate(spec: str, words: Sequence[str], *, num_tasks: int | None) -> None:
-    """Score gold answers of both splits and print those that miss full marks; exit code 1 if there are any.
+    """Score gold answers, or let the expert play, and print what misses full marks; exit code 1 if anything does.
 
     Raises:
         ConfigError: There is no such environment, or its options are wrong.
         DataError: A split has no tasks.
     """
-    found, options = load_environment(spec), environment_options(words)
+    found, options = load_environment(spec), _options(words)
     num_failing = 0
     for split in get_args(Split):
         report = validate_answers(found, split, limit=num_tasks, **options)
-        typer.echo(f"{split}: {report.num_checked} gold answers scored, {report.num_unknown} tasks without one")
+        typer.echo(f"{split}: {_counted(report)}")
         for task, outcome in report.failing.items():
             typer.echo(f"  {task}: {outcome}")
         num_failing += len(report.failing)
@@ -90,6 +90,23 @@ def new(name: str, folder: Path) -> None:
     typer.echo(f"wrote {module} and {test}")
     typer.echo(f"next: agentflow envs check {spec}")
     typer.echo(f"then: agentflow train --env {spec}")
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """Read words `env.key=value` as the options of an environment."""
+    values = gather(overrides=overrides(words))
+    if set(values) - {"env"}:
+        raise ConfigError(f"Only options of the environment fit here, not {', '.join(values)}.", "Write env.key=value.")
+    return section(values, "env")
+
+
+def _counted(report: AnswerReport) -> str:
+    counts = {
+        "gold answers scored": report.num_answers,
+        "tasks played by the expert": report.num_played,
+        "tasks with neither": report.num_unknown,
+    }
+    return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
 
 
 def _show_instance(environment: Environment) -> None:

@@ -146,4 +146,5 @@ def _print_evaluation(found: Evaluation) -> None:
         cells = [(name, row["success"], round(row["num_tasks"])) for name, row in table.items()]
         print_table((key, "success", "tasks"), cells)
     if found.terms:
-        print_table(("reward term", "mean of an episode"), found.terms.items())
+        terms = [(name, term["turn"], term["episode"], term["num_episodes"]) for name, term in found.terms.items()]
+        print_table(("reward term", "mean of a turn", "sum of an episode", "episodes with it"), terms)

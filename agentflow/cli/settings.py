@@ -74,18 +74,6 @@ def merge_rewards(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[s
     return merge(kept, typed)
 
 
-def environment_options(words: Sequence[str]) -> dict[str, Any]:
-    """Read words `env.key=value` as the options of an environment.
-
-    Raises:
-        ConfigError: A word is something else.
-    """
-    values = gather(overrides=overrides(words))
-    if set(values) - {"env"}:
-        raise ConfigError(f"Only options of the environment fit here, not {', '.join(values)}.", "Write env.key=value.")
-    return section(values, "env")
-
-
 def _algorithm(name: str | None, stored: Mapping[str, Any], typed: Mapping[str, Any]) -> AlgorithmConfig:
     # A run's resolved configuration names every slot: an algorithm of its own, which another recipe replaces whole.
     if not set(AlgorithmConfig.model_fields) <= set(stored):

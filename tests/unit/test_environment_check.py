@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agentflow.environment import load_environment
+from agentflow.environment import Environment, load_environment
 from agentflow.environment_check import Finding, check_environment, validate_answers
 from agentflow.environments import ToolEnvironment
 from agentflow.environments.scaffold import class_name, scaffold
@@ -203,6 +203,44 @@ def test_tasks_that_are_asked_in_both_splits_are_a_warning():
     assert finding.message.startswith("6 held-out tasks are asked in training too (the first: 'train-0')")
 
 
+def test_tasks_that_differ_in_their_metadata_alone_are_not_asked_twice():
+    class Rooms(Adder):
+        def tasks(self, split):
+            return [Task(f"{split}-{n}", "Add up.", answer=2 * n, metadata={"of": (split, n)}) for n in range(3)]
+
+    assert check_environment(Rooms) == []
+
+
+class Bare(Environment):
+    """An environment without tools, whose outcome is not declared."""
+
+    def tasks(self, split):
+        return [Task(split, f"Say {split}.", answer=split)]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.task = (options or {}).get("task") or self.tasks("train")[0]
+        return (Message("user", self.task.prompt),), {}
+
+    def step(self, action):
+        task, self.task = self.task, None
+        success = action.content == task.answer
+        return (), float(success), True, False, {"reward_terms": {"success": float(success)}, "success": success}
+
+
+def test_a_term_that_is_not_declared_is_named_with_what_to_write():
+    assert errors(Bare) == [
+        "The outcome 'success' is not among reward_terms: none. Declare it on the class, with a sentence: "
+        "reward_terms = {'success': 'Whether the task is solved.'}.",
+        "The term 'success' is not declared in reward_terms: none. Add it there, with a sentence.",
+    ]
+
+    class Declared(Bare):
+        reward_terms = {"success": "Whether the task is solved."}  # noqa: RUF012
+
+    assert errors(Declared) == []
+
+
 def test_what_the_policy_is_not_told_is_a_warning():
     class Terse(Adder):
         @tool
@@ -256,7 +294,8 @@ class _Expert:
 
 def test_the_expert_solves_what_has_no_single_answer():
     assert check_environment(Guided) == []
-    assert validate_answers(Guided, "heldout").num_checked == 6
+    report = validate_answers(Guided, "heldout")
+    assert (report.num_answers, report.num_played, report.num_unknown) == (0, 6, 0)
 
 
 def test_answers_are_validated_task_by_task():
@@ -268,9 +307,9 @@ def test_answers_are_validated_task_by_task():
             return {"success": float(task.id != "odd")}
 
     report = validate_answers(OneWrong, "train")
-    assert (report.num_checked, report.num_unknown, list(report.failing)) == (7, 1, ["odd"])
+    assert (report.num_answers, report.num_played, report.num_unknown, list(report.failing)) == (7, 0, 1, ["odd"])
     assert report.failing["odd"].startswith("reward 0")
-    assert validate_answers(OneWrong, "train", limit=2).num_checked == 2
+    assert validate_answers(OneWrong, "train", limit=2).num_answers == 2
 
 
 def test_validating_an_empty_split_is_refused():
