@@ -41,8 +41,9 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """Say how an iteration's episodes went.
 
     Returns:
-        `success/mean` over scored episodes, `turns/mean`, `tokens/sampled`, and for each status that occurred
-        `truncated/<reason>` as shares of all episodes; `failed/<cause>` likewise, for every cause there is.
+        `success/mean` over scored episodes, `turns/mean`, `tokens/sampled`, `groups/unsolved_fraction`, the share of
+        groups of which no attempt was solved, and for each status that occurred `truncated/<reason>` as shares of all
+        episodes; `failed/<cause>` likewise, for every cause there is.
     """
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     scored = [trajectory for trajectory in trajectories if trajectory.status.kind != "failed"]
@@ -54,6 +55,9 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "turns/mean": mean(len(trajectory.turns) for trajectory in scored),
         "tokens/sampled": sum(trajectory.num_sampled_tokens for trajectory in trajectories),
         "episodes": len(trajectories),
+        "groups/unsolved_fraction": mean(
+            float(not any(trajectory.success for trajectory in group.scored)) for group in groups if group.scored
+        ),
         **{f"failed/{cause}": 0.0 for cause in _CAUSES},
         **{name: count / len(trajectories) for name, count in sorted(ends.items())},
     }

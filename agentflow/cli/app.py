@@ -174,12 +174,19 @@ def version() -> None:
 
 @config.command("show", context_settings=_PASS_ON)
 def show(
-    words: Words = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION ...] [section.key=value ...]",
+            show_default=False,
+            help="Sections, such as learner, and options.",
+        ),
+    ] = None,
     env: EnvName = None,
     algo: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe.")] = None,
     files: ConfigFiles = None,
 ) -> None:
-    """List every option with its type, value and meaning; with --env also the environment's own."""
+    """List every option with its type, value and meaning, or those of a SECTION; with --env also its own."""
     from agentflow.cli import settings, training
 
     given = settings.Given(words=words or [], files=files or [], flags={"env.name": env}, algorithm=algo)

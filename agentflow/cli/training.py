@@ -10,7 +10,7 @@ import typer
 from agentflow.cli.settings import Given, train_config
 from agentflow.cli.tables import print_table
 from agentflow.cli.words import hush_libraries, noted_run
-from agentflow.config import Option, describe, to_yaml
+from agentflow.config import Option, describe, suggest, to_yaml
 from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
 from agentflow.models import DEFAULT_STARTER, STARTER, STARTER_OF
@@ -57,11 +57,13 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
 
 
 def show_options(given: Given) -> None:
-    """Print every option with its type, value and meaning.
+    """Print every option with its type, value and meaning; words without `=` choose sections, such as `learner`.
 
     Raises:
-        ConfigError: An option is unknown or wrong.
+        ConfigError: An option is unknown or wrong, or there is no such section.
     """
+    sections = [word for word in given.words if "=" not in word and not word.startswith("-")]
+    given = replace(given, words=[word for word in given.words if word not in sections])
     if (
         given.flags.get("env.name") is None
         and not given.files
@@ -72,7 +74,24 @@ def show_options(given: Given) -> None:
     environment = load_environment(config.env.name)
     rows = [*describe(TrainConfig)]
     rows += [replace(option, name=f"env.{option.name}") for option in describe(environment.options_model)]
-    _print_options(rows, config.model_dump(mode="json"))
+    _print_options(chosen_options(rows, sections), config.model_dump(mode="json"))
+
+
+def chosen_options(options: Sequence[Option], sections: Sequence[str]) -> list[Option]:
+    """Return the options of the sections, or all if none is given.
+
+    Raises:
+        ConfigError: There is no such section.
+    """
+    names = [option.name for option in options]
+    for section in sections:
+        if not any(_is_in(option, section) for option in options):
+            raise ConfigError(f"There is no section {section!r}.", suggest(section, names))
+    return [option for option in options if not sections or any(_is_in(option, section) for section in sections)]
+
+
+def _is_in(option: Option, section: str) -> bool:
+    return f"{option.name}.".startswith(f"{section}.")
 
 
 def _resume(path: Path, *, alone: bool) -> None:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Numbers = Mapping[str, Any]
 _HEADER_EVERY = 20
 _COLUMN_WIDTH = 9
+_MIN_COLUMNS = 3
+"""Shown however narrow the terminal says it is."""
 _QUIET_S = 30.0
 
 
@@ -93,6 +95,7 @@ class LiveConsole:
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
         )
+        output.width = max(output.width, _MIN_COLUMNS * (_COLUMN_WIDTH + 1))
         self._bars = Progress(*bars, TimeElapsedColumn(), console=output, transient=True)
         self._run = self._bars.add_task("run", total=num_iterations, left="")
         self._phase = self._bars.add_task("", total=None, left="", visible=False)
@@ -101,7 +104,7 @@ class LiveConsole:
     def iteration(self, metrics: Numbers) -> None:
         """Print a row of numbers and advance the bar of the run."""
         shown = {"iteration": self._pace.position(metrics), **columns(metrics)}
-        fitting = list(shown)[: self._bars.console.width // (_COLUMN_WIDTH + 1)]
+        fitting = list(shown)[: max(_MIN_COLUMNS, self._bars.console.width // (_COLUMN_WIDTH + 1))]
         if self._num_rows % _HEADER_EVERY == 0:
             self._print(" ".join(f"{name:>{_COLUMN_WIDTH}}" for name in fitting), style="bold")
         self._print(" ".join(f"{shown[name]:>{_COLUMN_WIDTH}}" for name in fitting))
@@ -150,6 +153,7 @@ def columns(metrics: Numbers) -> dict[str, str]:
     return {
         "success": _number(metrics.get("success/mean"), ".3f"),
         "heldout": _number(metrics.get("heldout/success"), ".3f"),
+        "unsolved": _number(metrics.get("groups/unsolved_fraction"), ".0%"),
         "raw": _number(metrics.get("reward/raw"), ".3f"),
         "shaped": _number(metrics.get("reward/shaped"), ".3f"),
         "loss": _number(metrics.get("loss"), ".4f"),

@@ -181,6 +181,18 @@ def test_config_show_lists_every_option_and_the_environments_own(
     assert any(line.startswith("env.pages") and " 1000 " in line for line in lines)
 
 
+def test_config_show_lists_a_section_in_lines_that_a_pipe_can_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "run", "evaluation.num_tasks"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["option", "type", "value", "meaning"]
+    names = [line.split()[0] for line in lines]
+    assert {name.partition(".")[0] for name in names} == {"run", "evaluation"}
+    assert [name for name in names if name.startswith("evaluation.")] == ["evaluation.num_tasks"]
+    assert all(line == line.rstrip() for line in lines)
+    assert main(["config", "show", "lerner"]) == 2
+    assert "There is no section 'lerner'. Did you mean 'learner'?" in capsys.readouterr().err
+
+
 def test_environments_are_listed_described_and_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = f"{folder}/my_shop.py:MyShop"
     assert main(["envs", "list"]) == 0

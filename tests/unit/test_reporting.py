@@ -25,10 +25,20 @@ def test_failed_episodes_count_in_no_mean_and_by_their_cause() -> None:
     assert metrics["tokens/sampled"] == 2 * (3 + 5 + 1 + 3)
 
 
+def test_groups_without_a_solved_attempt_are_counted_whatever_they_are_paid() -> None:
+    lost, solved, missed = (
+        trajectory(Status("failed", "tool"), success=None),
+        trajectory(Status("completed"), success=True),
+        trajectory(Status("truncated", "turns"), success=False),
+    )
+    groups = [Group(Task("task", ""), members) for members in ((lost, missed), (missed, solved), (lost, lost))]
+    assert rollout_metrics(groups)["groups/unsolved_fraction"] == 0.5
+
+
 def test_nothing_scored_is_missing_and_not_zero() -> None:
     lost = trajectory(Status("failed", "policy"), success=None)
     metrics = rollout_metrics([Group(Task("task", ""), (lost,))])
-    assert metrics["success/mean"] is None
+    assert (metrics["success/mean"], metrics["groups/unsolved_fraction"]) == (None, None)
     assert metrics["failed/policy"] == 1.0
 
 

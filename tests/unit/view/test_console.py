@@ -8,6 +8,7 @@ from agentflow.view.console import LiveConsole, PlainConsole, columns, duration,
 METRICS = {
     "iteration": 3, "success/mean": 0.5, "reward/raw": 0.25, "loss": None, "tokens/sampled": 3000,
     "time/rollout_s": 2.0, "time/update_s": 1.0, "failed/tool": 0.02, "failed/policy": 0.01,
+    "groups/unsolved_fraction": 0.75,
 }  # fmt: skip
 
 
@@ -33,7 +34,8 @@ def ticking(step_s: float) -> Iterator[float]:
 
 def test_columns_say_what_matters_and_mark_what_is_missing() -> None:
     assert columns(METRICS) == {
-        "success": "0.500", "heldout": "-", "raw": "0.250", "shaped": "-", "loss": "-", "kl": "-", "entropy": "-",
+        "success": "0.500", "heldout": "-", "unsolved": "75%", "raw": "0.250", "shaped": "-", "loss": "-", "kl": "-",
+        "entropy": "-",
         "tokens/s": "1,500", "seconds": "3.0", "turns": "-", "failed": "3.0%",
     }  # fmt: skip
 
@@ -44,7 +46,7 @@ def test_a_pipe_gets_one_plain_line_an_iteration() -> None:
     with PlainConsole(output, num_iterations=23, clock=lambda: next(clock)) as console:
         console.iteration(METRICS)
         console.iteration({**METRICS, "iteration": 5})
-    numbers = "success 0.500 · raw 0.250 · tokens/s 1,500 · seconds 3.0 · failed 3.0%"
+    numbers = "success 0.500 · unsolved 75% · raw 0.250 · tokens/s 1,500 · seconds 3.0 · failed 3.0%"
     # The first row may stand for any number of iterations; the second for two, in two ticks of the clock.
     assert printed(output) == f"iteration 3/23 · {numbers}\niteration 5/23 · {numbers} · left 3m00s\n"
 
@@ -85,6 +87,13 @@ def test_a_narrow_terminal_drops_whole_columns() -> None:
     text = printed(output)
     assert "heldout" in text
     assert "loss" not in text
+
+
+def test_a_terminal_of_one_column_shows_what_matters_most() -> None:
+    output = terminal(1)
+    with LiveConsole(output) as console:
+        console.iteration(METRICS)
+    assert "0.500" in printed(output)
 
 
 def test_the_console_fits_its_output() -> None:
