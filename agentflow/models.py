@@ -1,19 +1,22 @@
-"""Load a policy's model and tokenizer from a folder, a hub id, or a starter policy that ships with AgentFlow."""
+"""Load a policy's model and tokenizer from a folder, a run, a hub id, or a starter policy that ships with AgentFlow."""
 
 import copy
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from agentflow.config import Config, read_yaml
 from agentflow.errors import ModelError
+from agentflow.runs import StoredRun
 from agentflow.scoring.attention import use_agentflow_attention
 
 STARTER = "starter"
@@ -22,6 +25,8 @@ STARTER_OF = {"websearch": "starter-websearch", "reading": "starter-websearch", 
 """For each environment, the embedded policy that knows its tools and words."""
 DEFAULT_STARTER = "starter-websearch"
 """What `starter` stands for in an environment that no starter policy knows."""
+RECOMMENDED = "agentflow.yaml"
+"""The file in a model's folder that says how to train it on."""
 STARTER_FOLDERS = {name: Path(__file__).parent / "starters" / name.partition("-")[2] for name in STARTER_OF.values()}
 
 
@@ -29,7 +34,9 @@ class ModelConfig(Config):
     """Which model is trained, and how it is held in memory."""
 
     path: str = Field(
-        STARTER, description="A model folder, a hub id, or `starter`: the one that knows the environment."
+        STARTER,
+        description="A model folder, a run (its latest checkpoint), a hub id, or `starter`: the one that knows the "
+        "environment.",
     )
     device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`, ..., or `auto` for a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -41,6 +48,12 @@ class ModelConfig(Config):
     lora_rank: int = Field(0, ge=0, description="Rank of LoRA adapters on all linear layers; 0 trains all weights.")
     lora_alpha: int = Field(32, gt=0, description="Scale of the LoRA adapters (applied as alpha / rank).")
 
+    @field_validator("path")
+    @classmethod
+    def _from_a_run(cls, path: str) -> str:
+        """Keep which checkpoint a run stood for, so that a run that is continued starts from the same weights."""
+        return checkpoint_of(path)
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -49,17 +62,35 @@ class LoadedModel:
     Attributes:
         model: The causal language model; with LoRA, the peft model around it.
         tokenizer: Its tokenizer, with a chat template.
-        name: A short name for folders and tables.
+        name: A short name for folders and tables; for a checkpoint, the name of its run.
+        recommended: What it recommends for its own training; every checkpoint of it carries that on.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    recommended: Mapping[str, Any] = field(default_factory=dict)
 
 
 def starter_for(path: str, env: str) -> str:
     """Return the starter policy that `starter` stands for in an environment; any other model as it is."""
     return STARTER_OF.get(env, DEFAULT_STARTER) if path == STARTER else path
+
+
+def checkpoint_of(path: str) -> str:
+    """Return the latest checkpoint of a run for the run's folder; any other model as it is.
+
+    Raises:
+        ModelError: The run has no checkpoint yet.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
+        return path
+    checkpoint = StoredRun(folder).latest_checkpoint()
+    if checkpoint is None:
+        resume = f"agentflow train --resume {shlex.quote(path)}"
+        raise ModelError(f"The run {path!r} has no checkpoint yet.", f"Continue it: {resume}")
+    return str(checkpoint.path.absolute())
 
 
 def training_defaults(path: str, *, env: str = "") -> dict[str, Any]:
@@ -68,14 +99,15 @@ def training_defaults(path: str, *, env: str = "") -> dict[str, Any]:
     The file has the shape of a run's configuration and stands below every file and word of the user.
 
     Args:
-        path: A model folder, a hub id, or a starter policy; only folders can recommend anything.
+        path: A model folder, a run, a hub id, or a starter policy; only folders can recommend anything.
         env: The environment, by which `starter` is understood.
 
     Raises:
         ConfigError: The file is no YAML mapping.
+        ModelError: The run has no checkpoint yet.
     """
-    name = starter_for(path, env)
-    file = STARTER_FOLDERS.get(name, Path(name)) / "agentflow.yaml"
+    name = starter_for(checkpoint_of(path), env)
+    file = STARTER_FOLDERS.get(name, Path(name)) / RECOMMENDED
     return read_yaml(file) if file.is_file() else {}
 
 
@@ -95,23 +127,31 @@ def load_model(config: ModelConfig, *, env: str = "") -> LoadedModel:
     dtype = _dtype(config.dtype, device)
     if not Path(path).is_dir():
         _check_hub(path)
+    elif not any((Path(path) / file).is_file() for file in ("config.json", "adapter_config.json")):
+        raise ModelError(f"The folder {config.path!r} holds no model: it has no config.json.", _WANTED)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
     # Damaged weights are a SafetensorError, weights of another shape a RuntimeError.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(f"Cannot load the model {config.path!r}: {first_line}", _WANTED) from error
+        said = " ".join(str(error).split())[:_MAX_SAID_CHARACTERS]
+        raise ModelError(f"Cannot load the model {config.path!r}: {said}", _WANTED) from error
     model.to(device)
     use_agentflow_attention(model)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model)
     if config.lora_rank:
         model = _with_lora(model, config)
-    return LoadedModel(model, tokenizer, Path(name).name)
+    return LoadedModel(model, tokenizer, _short_name(Path(name)), training_defaults(name))
 
 
-_WANTED = "Give a folder with config.json, weights and tokenizer, a hub id that can be reached, or `starter`."
+_WANTED = "Give a folder with config.json, weights and tokenizer, a run, a hub id that can be reached, or `starter`."
+_MAX_SAID_CHARACTERS = 300
+
+
+def _short_name(path: Path) -> str:
+    run = path.parent.parent
+    return run.name if path.parent.name == "checkpoints" and (run / "config.yaml").is_file() else path.name
 
 
 def _check_hub(name: str) -> None:

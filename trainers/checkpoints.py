@@ -2,6 +2,7 @@
 
 iteration_000012/
     config.json, *.safetensors, tokenizer*   the model in Hugging Face format (with LoRA, the adapter)
+    agentflow.yaml                           what it recommends for its training, if it recommends anything
     trainer.pt                               the optimiser (tensors and numbers only; read without pickle's powers)
     state.json                               iteration, sampler, shaping, alarm
 """
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from agentflow.errors import DataError
-from agentflow.models import LoadedModel
+from agentflow.models import RECOMMENDED, LoadedModel
 from agentflow.runs import Run
 from agentflow.trainers.learner import Learner
 
@@ -39,6 +41,8 @@ def save_checkpoint(
     with run.checkpoint(iteration, keep=keep) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
+        if loaded.recommended:
+            (folder / RECOMMENDED).write_text(yaml.safe_dump(dict(loaded.recommended), sort_keys=False))
         torch.save({**learner.state_dict(), "torch_rng": torch.get_rng_state()}, folder / "trainer.pt")
         (folder / "state.json").write_text(json.dumps(state))
 

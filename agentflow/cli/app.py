@@ -19,7 +19,7 @@ ConfigFiles = Annotated[
 EnvName = Annotated[
     str | None, typer.Option("--env", metavar="ENV", help="A name, `module:Class` or `path/to/file.py:Class`.")
 ]
-ModelName = Annotated[str | None, typer.Option("--model", metavar="M", help="A folder, a hub id or `starter`.")]
+ModelName = Annotated[str | None, typer.Option("--model", metavar="M", help="A folder, a run, a hub id or `starter`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, help="Train language-model agents that use tools.")
@@ -119,7 +119,7 @@ def vllm(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[--vllm-option=value ...]", help="Words of vLLM's command line.")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="M", help="A folder, a hub id or `starter`.")] = "starter",
+    model: Annotated[str, typer.Option(metavar="M", help="A folder, a run, a hub id or `starter`.")] = "starter",
     env: Annotated[str, typer.Option(metavar="ENV", help="The environment, by which `starter` is understood.")] = "",
     host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", help="The port to listen on.")] = 8100,

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from agentflow.cli.words import hush_libraries
 from agentflow.errors import ModelError
-from agentflow.models import STARTER_FOLDERS, starter_for
+from agentflow.models import STARTER_FOLDERS, checkpoint_of, starter_for
 from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
 from agentflow.policies.vllm.server_process import ServerProcess
 from agentflow.policies.vllm.servers import API_SERVER, ServerConfig
@@ -43,7 +43,7 @@ def serve(
     hush_libraries()
     config = ServerConfig()
     gpus = torch.cuda.device_count()
-    name = starter_for(model, env)
+    name = starter_for(checkpoint_of(model), env)
     path = str(STARTER_FOLDERS.get(name, name))
     with tempfile.TemporaryDirectory(prefix="agentflow-vllm-") as kept:
         folder = Path(kept)

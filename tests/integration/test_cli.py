@@ -88,6 +88,20 @@ def test_a_run_is_evaluated_on_its_own_environment(trained: Path, capsys: pytest
     assert "95 % interval" in capsys.readouterr().out
 
 
+def test_a_run_is_the_model_of_the_next_which_bears_its_name(
+    folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace(f"{folder}/tiny", str(trained)) for word in small(folder, "--iterations", "1")]
+    assert main(words) == 0
+    run = StoredRun(Path(capsys.readouterr().out.splitlines()[-1].removeprefix("run: ")))
+    assert run.config["model"]["path"] == str(trained / "checkpoints" / "iteration_000002")
+    assert trained.name in run.path.name
+    assert main(["eval", str(folder)]) == 2
+    assert "--env was not given" in capsys.readouterr().err
+    assert main(["eval", str(folder), "--env", "websearch"]) == 2
+    assert f"The folder '{folder}' holds no model: it has no config.json. Give a folder" in capsys.readouterr().err
+
+
 def test_a_finished_run_resumes_to_itself(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = StoredRun(trained).metrics()
     assert main(["train", "--resume", str(trained)]) == 0

@@ -1,11 +1,17 @@
 """The starter policies: which one an environment takes, what is in their folders, how they write numbers and code."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from agentflow.environments.coding.tasks import tasks
+from agentflow.errors import ModelError
 from agentflow.messages import Message, ToolCall
 from agentflow.models import STARTER_FOLDERS, STARTER_OF, ModelConfig, load_model, starter_for, training_defaults
 from agentflow.renderer import Renderer
+from agentflow.runs import Run
+from agentflow.trainers.settings import RunConfig
 from agentflow.trajectory import Completion
 
 RUN = {
@@ -38,6 +44,23 @@ def test_a_starter_is_small_and_recommends_its_own_training(name: str) -> None:
     assert sum(parameter.numel() for parameter in loaded.model.parameters()) < 1_000_000
     assert sum(file.stat().st_size for file in STARTER_FOLDERS[name].iterdir()) < 4_000_000
     assert {"agent", "learner", "evaluation", "run"} <= set(training_defaults(name))
+
+
+def test_a_run_stands_for_its_latest_checkpoint_and_one_without_any_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "code--tiny--1"
+    with Run.create(tmp_path, config=RunConfig(), env="code", model="tiny", seed=0) as made:
+        made.path.rename(run)
+    with pytest.raises(ModelError, match=r"has no checkpoint yet. Continue it: agentflow train --resume"):
+        ModelConfig(path=str(run))
+    loaded = load_model(ModelConfig(path="starter-code"))
+    with Run.resume(run) as resumed, resumed.checkpoint(3, keep=1) as folder:
+        shutil.copytree(STARTER_FOLDERS["starter-code"], folder, dirs_exist_ok=True)
+    config = ModelConfig(path=str(run))
+    assert config.path == str(run / "checkpoints" / "iteration_000003")
+    assert ModelConfig(path=config.path) == config
+    again = load_model(config)
+    assert (again.name, again.recommended) == ("code--tiny--1", loaded.recommended)
+    assert training_defaults(str(run)) == training_defaults("starter-code")
 
 
 def test_the_code_starter_writes_programs_and_small_numbers_without_loss() -> None:
