@@ -1,12 +1,17 @@
 """Control groups, of either version, where this process may make some: limits over all processes of an execution."""
 
+import atexit
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -19,7 +24,8 @@ _CONTROLLERS = ("memory", "pids", "cpuacct")
 _NUMBERS = count()
 _WORD = secrets.token_hex(4)  # containers that share a tree of groups may share process numbers too
 _SHORT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-_DYING_S = 5.0
+_NAME = re.compile(rf"{_PREFIX}-(\d+)-[0-9a-f]{{8}}-\d+")
+_DYING_S, _TICK_S = 5.0, 0.01
 _TCP_SHARE = 4
 _LAYERS = ("user", "pid", "mount", "net", "ipc", "uts", "seccomp")
 
@@ -43,6 +49,7 @@ class Group:
         Raises:
             OSError: The host is short of descriptors or memory, which says nothing of what is allowed.
         """
+        _sweep_once(os.getpid())
         name = f"{_own_prefix()}{next(_NUMBERS)}"
         for places, version in ((_first_version(), 1), (_second_version(), 2)):
             for parents in places:
@@ -104,16 +111,32 @@ class Group:
         """Remove it, once its last process is dead: a zygote that was killed takes a moment to take them along."""
         deadline = time.monotonic() + _DYING_S
         for folder in dict.fromkeys(self.folders.values()):
-            while folder.is_dir() and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-                    break
-                time.sleep(0.01)
+            while not _is_removed(folder) and time.monotonic() < deadline:
+                time.sleep(_TICK_S)
+        _, lock = _OWN.pop(self.name, (self, -1))
+        if lock >= 0:
+            os.close(lock)
+
+    def end(self) -> None:
+        """End its processes, and remove it."""
+        deadline = time.monotonic() + _DYING_S
+        for folder in dict.fromkeys(self.folders.values()):
+            while not _is_removed(folder) and time.monotonic() < deadline:
+                _kill_all(folder)
+                time.sleep(_TICK_S)
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """What its folders are called."""
+        return self.folders["memory"].name
 
     def _is_made(self) -> bool:
         try:
             for folder in dict.fromkeys(self.folders.values()):
                 folder.mkdir()
+                if self.name not in _OWN:
+                    _OWN[self.name] = self, _held(folder)
             self.limit(Limits())
             for descriptor in self.open_files().values():
                 os.close(descriptor)
@@ -126,6 +149,73 @@ class Group:
 
     def _write(self, controller: str, name: str, value: int) -> None:
         (self.folders[controller] / name).write_text(str(value))
+
+
+_OWN: dict[str, tuple[Group, int]] = {}
+"""The groups of this process, each with a lock that others cannot take while it lives."""
+
+
+@atexit.register
+def _leave() -> None:
+    """End what this process has left open, a shared sandbox above all; a fork of it has made no group."""
+    for name, (group, _) in list(_OWN.items()):
+        if name.startswith(_own_prefix()):
+            group.end()
+
+
+@lru_cache(maxsize=1)
+def _sweep_once(pid: int) -> None:
+    """Remove the groups that processes left which were killed."""
+    places = [parents.values() for parents in (*_first_version(), *_second_version())]
+    folders = [folder for parent in {parent for place in places for parent in place} for folder in _all_in(parent)]
+    alive = {folder.name for folder in folders if _has_owner(folder)}
+    for folder in folders:
+        if folder.name not in alive:
+            _is_removed(folder)
+
+
+def _all_in(parent: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [parent / name for name in os.listdir(parent) if _NAME.fullmatch(name)]
+    return []
+
+
+def _has_owner(folder: Path) -> bool:
+    """Say whether a group's owner lives, in this container or in another."""
+    found = _NAME.fullmatch(folder.name)
+    if found is not None and os.path.exists(f"/proc/{found[1]}"):
+        return True
+    try:
+        os.close(_held(folder))
+    except OSError as error:
+        return error.errno != errno.ENOENT
+    return False
+
+
+def _held(folder: Path) -> int:
+    """Take the lock of a folder, and return its descriptor."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_removed(folder: Path) -> bool:
+    """Remove a group that has no processes; whether it is gone."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return not folder.is_dir()
+
+
+def _kill_all(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for pid in map(int, (folder / "cgroup.procs").read_text().split()):
+            if pid:  # 0 is one whose number cannot be told from here
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def existing() -> list[Path]:

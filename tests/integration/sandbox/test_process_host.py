@@ -217,6 +217,63 @@ def test_groups_of_two_containers_that_number_their_processes_alike_are_two() ->
     assert first != second
 
 
+_LEAVES_A_SANDBOX = """
+import asyncio, os, sys
+from agentflow.sandbox import groups
+from agentflow.sandbox.base import Program
+from agentflow.sandbox.shared import shared_sandbox
+sandbox = shared_sandbox("process")
+asyncio.run(sandbox.run(Program("pass")))
+session = asyncio.run(sandbox.session())
+asyncio.run(session.exec("import os\\nif not os.fork():\\n  while True: os.getppid()"))
+print(*{folder.name for folder in groups.existing()}, flush=True)
+input()
+"""
+
+
+def leftover(names: set[str]) -> set[str]:
+    return {name for _, folders, _ in os.walk("/sys/fs/cgroup") for name in folders if name in names}
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+def test_groups_of_an_ended_process_do_not_stay(number: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _LEAVES_A_SANDBOX], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        names = set(process.stdout.readline().split())
+        if not names:
+            pytest.skip("there are no control groups here")
+        again = subprocess.run([sys.executable, "-c", _IN_A_GROUP], input="\n", text=True, check=True, timeout=60)
+        assert leftover(names) == names, "groups of a living process were removed"
+        process.send_signal(number) if number else process.communicate("\n", timeout=60)
+        process.wait(60)
+    if number:
+        # Its zygotes notice, and end their programs, within a moment; the next process removes the groups.
+        deadline = time.monotonic() + 30
+        while leftover(names) and time.monotonic() < deadline:
+            again = subprocess.run([sys.executable, "-c", _IN_A_GROUP], input="\n", text=True, check=True, timeout=60)
+    assert again.returncode == 0
+    assert leftover(names) == set()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a new namespace of processes takes root")
+def test_groups_of_another_container_stay() -> None:
+    # A process number that is nobody's here.
+    numbered = 'echo 4190000 > /proc/sys/kernel/ns_last_pid; "$@"; :'
+    words = ["unshare", "--pid", "--fork", "sh", "-c", numbered, "sh", sys.executable, "-c", _IN_A_GROUP]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with started(words, **pipes) as other:
+        assert other.stdout is not None
+        said = other.stdout.readline().split()
+        if not said or os.path.exists(f"/proc/{said[0]}"):
+            pytest.skip("there are no control groups here, or processes cannot be numbered")
+        name = said[1]
+        subprocess.run([sys.executable, "-c", _IN_A_GROUP], input="\n", text=True, check=True, timeout=60)
+        assert leftover({name}) == {name}
+        other.communicate("\n", timeout=60)
+
+
 _TRACES = """
 import ctypes, sys
 SEIZE = 0x4206
