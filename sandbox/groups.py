@@ -211,11 +211,13 @@ def _is_removed(folder: Path) -> bool:
 
 
 def _kill_all(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        for pid in map(int, (folder / "cgroup.procs").read_text().split()):
-            if pid:  # 0 is one whose number cannot be told from here
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+    try:
+        pids = [int(word) for word in (folder / "cgroup.procs").read_text().split()]
+    except OSError:  # it is gone
+        return
+    for pid in filter(None, pids):  # 0 is one whose number cannot be told from here
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def existing() -> list[Path]:

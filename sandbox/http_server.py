@@ -6,7 +6,7 @@ JSON that calls itself so, from who calls this machine by its own name, which a 
 
 import hmac
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -55,13 +55,21 @@ def make_app(sandbox: Sandbox, *, token: str = "") -> web.Application:
     return app
 
 
-def serve(backend: str, host: str = "127.0.0.1", *, port: int = 8080, environ: Mapping[str, str] = os.environ) -> None:
+def serve(
+    backend: str,
+    host: str = "127.0.0.1",
+    *,
+    port: int = 8080,
+    packages: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> None:
     """Serve until the process is told to stop.
 
     Args:
         backend: The sandbox; see `open_sandbox`.
         host: The address to listen on.
         port: The port to listen on.
+        packages: Installed distributions that programs may import, beside numpy, sympy and matplotlib.
         environ: Where the token stands, under `AGENTFLOW_SANDBOX_TOKEN`.
 
     Raises:
@@ -76,7 +84,7 @@ def serve(backend: str, host: str = "127.0.0.1", *, port: int = 8080, environ: M
         )
 
     async def app() -> web.Application:
-        return make_app(await open_sandbox(backend), token=token)
+        return make_app(await open_sandbox(backend, packages), token=token)
 
     try:
         # A client that hangs up takes its program along.

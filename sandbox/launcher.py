@@ -29,7 +29,7 @@ is_foreign = asked["source"] not in sys.path
 if is_foreign: sys.path.insert(0, asked["source"])
 from agentflow.sandbox.zygote import main
 if is_foreign: sys.path.remove(asked["source"])
-main(control, user=asked["user"], preload=asked["preload"])
+main(control, user=asked["user"], packages=asked["packages"], preload=asked["preload"])
 """
 _SOURCE = str(Path(agentflow.__file__).parent.parent)
 Event = dict[str, Any]
@@ -70,11 +70,11 @@ class Launcher:
     Args:
         user: Whom it becomes, where this process is root; None where it is not.
         preload: Modules that it imports once.
+        packages: What programs may see of the installed packages, see `packages.shown_paths`.
     """
 
-    def __init__(self, user: int | None, preload: Sequence[str]) -> None:
-        self._user = user
-        self._preload = preload
+    def __init__(self, user: int | None, preload: Sequence[str], packages: Sequence[str]) -> None:
+        self._told = {"source": _SOURCE, "user": user, "packages": list(packages), "preload": list(preload)}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._numbers = count()
@@ -146,7 +146,7 @@ class Launcher:
                 cwd="/",
                 start_new_session=True,
             )
-        self._send({"source": _SOURCE, "user": self._user, "preload": list(self._preload)})
+        self._send(self._told)
         asyncio.get_running_loop().add_reader(here, self._hear)
 
     def _send(self, what: Mapping[str, Any], files: Sequence[int] = (), *, starts: int | None = None) -> None:

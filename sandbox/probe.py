@@ -4,10 +4,10 @@ import json
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from agentflow.errors import UserError
+from agentflow.errors import ConfigError, UserError
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
 from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.docker import DockerSandbox
@@ -15,10 +15,27 @@ from agentflow.sandbox.http_client import HttpSandbox
 from agentflow.sandbox.process import ProcessSandbox
 
 AUTO = "auto"
-BACKENDS: Mapping[str, Callable[[], Sandbox]] = {
-    ProcessSandbox.name: ProcessSandbox,
-    BubblewrapSandbox.name: BubblewrapSandbox,
-    DockerSandbox.name: DockerSandbox,
+
+
+def _process(packages: Sequence[str] = ()) -> Sandbox:
+    return ProcessSandbox(packages=packages)
+
+
+def _bubblewrap(packages: Sequence[str] = ()) -> Sandbox:
+    return BubblewrapSandbox()
+
+
+def _docker(packages: Sequence[str] = ()) -> Sandbox:
+    if packages:
+        words = " ".join(f"--with {name}" for name in packages)
+        raise ConfigError("Programs import what their image holds.", f"Make one: agentflow sandbox image {words}.")
+    return DockerSandbox()
+
+
+BACKENDS: Mapping[str, Callable[..., Sandbox]] = {
+    ProcessSandbox.name: _process,
+    BubblewrapSandbox.name: _bubblewrap,
+    DockerSandbox.name: _docker,
 }
 """The backends by name, in the order in which `auto` tries them."""
 _LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=128, disk_mb=4, max_processes=8)
@@ -47,25 +64,30 @@ print(json.dumps(found))
 """
 
 
-async def open_sandbox(name: str = AUTO) -> Sandbox:
+async def open_sandbox(name: str = AUTO, packages: Sequence[str] = ()) -> Sandbox:
     """Open a backend that has just been seen to work.
 
     Args:
         name: A name of `BACKENDS`, or `auto` for the first that works; nothing weaker is ever taken instead. An
             address `http://...` or `https://...` is a server of sandboxes, which answers for what it contains.
+        packages: Installed distributions that programs may import, beside numpy, sympy and matplotlib.
 
     Raises:
-        ConfigError: An address is none.
+        ConfigError: An address is none, or a server is to show packages.
         SandboxUnavailable: It does not work here, or there is no such backend; with each reason and its remedy.
     """
     if name.startswith(("http://", "https://")):
+        if packages:
+            raise ConfigError(
+                "What programs may import is the server's affair.", "Name it there: sandbox serve --with."
+            )
         return await _open_server(name)
     if name != AUTO and name not in BACKENDS:
         raise SandboxUnavailable(f"There is no sandbox {name!r}.", f"Known: {AUTO}, {', '.join(BACKENDS)}, http://...")
     reasons = []
     for candidate in BACKENDS if name == AUTO else (name,):
         try:
-            sandbox = BACKENDS[candidate]()
+            sandbox = BACKENDS[candidate](packages)
         except UserError as error:
             reasons.append(f"{candidate}: {error}")
             continue

@@ -26,6 +26,7 @@ from agentflow.sandbox.execution import limit_named, to_the_end
 from agentflow.sandbox.figures import FigureFile, with_figures
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
+from agentflow.sandbox.packages import shown_paths
 from agentflow.sandbox.sessions import open_session
 from agentflow.sandbox.streams import Kept, Pipe, memory_file
 from agentflow.sandbox.worker import READY, REFUSED
@@ -48,12 +49,17 @@ class ProcessSandbox:
 
     Args:
         concurrency: Programs at once; None for one a core.
+        packages: Installed distributions that programs may import, beside `packages.PACKAGES`.
+
+    Raises:
+        ConfigError: One of these is not installed.
     """
 
     name = "process"
 
-    def __init__(self, concurrency: int | None = None) -> None:
-        self._slots = [_Slot(_FIRST_UID + number) for number in range(concurrency or os.cpu_count() or 1)]
+    def __init__(self, concurrency: int | None = None, *, packages: Sequence[str] = ()) -> None:
+        shown = shown_paths(packages)
+        self._slots = [_Slot(_FIRST_UID + number, shown) for number in range(concurrency or os.cpu_count() or 1)]
         self._turns = cycle(self._slots)
         self._free: asyncio.Queue[_Slot] = asyncio.Queue()
         for slot in self._slots:
@@ -101,8 +107,9 @@ class ProcessSandbox:
 class _Slot:
     """A place for one execution at a time: a user, a control group, and zygotes by what they have imported."""
 
-    def __init__(self, user: int) -> None:
+    def __init__(self, user: int, packages: Sequence[str]) -> None:
         self._user = None if os.getuid() else user
+        self._packages = packages
         self._launchers: dict[bool, Launcher] = {}
         self._group: Group | None = None
         self._files: dict[str, int] | None = None
@@ -118,7 +125,8 @@ class _Slot:
         if self._is_closed:
             raise LauncherBroken("the sandbox was closed: open another")
         if is_heavy not in self._launchers:
-            self._launchers[is_heavy] = Launcher(self._user, (*_COMMON, *_installed()) if is_heavy else _COMMON)
+            preload = (*_COMMON, *_installed()) if is_heavy else _COMMON
+            self._launchers[is_heavy] = Launcher(self._user, preload, self._packages)
         return self._launchers[is_heavy]
 
     def group_files(self, limits: Limits) -> Mapping[str, int]:

@@ -180,6 +180,11 @@ def _closed() -> SandboxFailure:
 
 
 @lru_cache(maxsize=8)
-def shared_sandbox(name: str) -> SharedSandbox:
-    """Return this process's sandbox of a name; nothing is started before `ensure_open` or its first use."""
-    return SharedSandbox(lambda: open_sandbox(name), name=name)
+def shared_sandbox(name: str, packages: tuple[str, ...] = ()) -> SharedSandbox:
+    """Return this process's sandbox of a name; nothing is started before `ensure_open` or its first use.
+
+    Args:
+        name: See `open_sandbox`.
+        packages: Installed distributions that programs may import, beside numpy, sympy and matplotlib.
+    """
+    return SharedSandbox(lambda: open_sandbox(name, packages), name=name)

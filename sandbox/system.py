@@ -1,9 +1,10 @@
-"""The read-only system that programs see: this interpreter, its libraries, the system's programs, and nothing else."""
+"""The read-only system that programs see: this interpreter, named packages, the system's programs, nothing else."""
 
+import glob
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agentflow.sandbox import namespaces
@@ -14,7 +15,8 @@ WORK = "/work"
 _OWN = (WORK, "/tmp", "/dev", "/proc")  # noqa: S108
 _ELSEWHERE = "/python"
 _BUILT_AT = "/sys"  # nothing below it is shown, so that nothing is hidden while the new root stands on it
-_HIDDEN = "agentflow"  # its environments know the answers
+_INSTALLED = ("site-packages", "dist-packages")
+_TOLD = ("METADATA", "entry_points.txt", "top_level.txt")  # what a package may ask of itself
 _FOLDERS = ("/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
 _FILES = ("/etc/ld.so.cache", "/etc/alternatives")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -34,11 +36,12 @@ def shown_at(path: str) -> str:
     return _ELSEWHERE + path if collides else path
 
 
-def enter(user: int | None) -> None:
+def enter(user: int | None, packages: Sequence[str]) -> None:
     """Leave the host's files for good.
 
     Args:
         user: Whom to become, where this process is root; None where it is not.
+        packages: What stays of the installed packages, see `packages.shown_paths`.
 
     Raises:
         OSError: The kernel does not allow it.
@@ -51,9 +54,9 @@ def enter(user: int | None) -> None:
     namespaces.loopback_up()
     namespaces.make_private()
     namespaces.mount(
-        "tmpfs", _BUILT_AT, flags=namespaces.NO_SETUID | namespaces.NO_DEVICES, options="size=1m,mode=0755"
+        "tmpfs", _BUILT_AT, flags=namespaces.NO_SETUID | namespaces.NO_DEVICES, options="size=8m,mode=0755"
     )
-    _build(_BUILT_AT)
+    _build(_BUILT_AT, packages)
     namespaces.seal(_BUILT_AT)
     # The executions' own /proc covers this one, which the kernel wants to see before it grants theirs.
     namespaces.bind("/proc", f"{_BUILT_AT}/proc")
@@ -76,7 +79,7 @@ def _become_nobody() -> None:
 _OUTSIDE = (os.getuid(), os.getgid())
 
 
-def _build(root: str) -> None:
+def _build(root: str, packages: Sequence[str]) -> None:
     for folder in ("/proc", "/dev", WORK):
         os.makedirs(root + folder)
     bound: list[str] = []
@@ -88,9 +91,28 @@ def _build(root: str) -> None:
         _show(f"/dev/{device}", f"{root}/dev/{device}")
     for name, target in _LINKS:
         os.symlink(target, root + name)
-    for folder in sys.path:
-        if os.path.isdir(f"{root}{shown_at(folder)}/{_HIDDEN}"):
-            namespaces.mount("tmpfs", f"{root}{shown_at(folder)}/{_HIDDEN}", options="size=4k,mode=0755")
+    _cover_packages(root, bound)
+    for path in packages:
+        if path.endswith(".dist-info"):
+            _tell(path, root + shown_at(path))
+        else:
+            _show(path, root + shown_at(path))
+
+
+def _cover_packages(root: str, bound: Sequence[str]) -> None:
+    """Put an empty folder over each folder of installed packages that lies in what is shown."""
+    patterns = [f"{folder}/{below}{name}" for folder in bound for below in ("", "python3*/") for name in _INSTALLED]
+    for path in {os.path.realpath(found) for pattern in patterns for found in glob.glob(pattern)}:
+        if os.path.isdir(root + shown_at(path)):
+            namespaces.mount("tmpfs", root + shown_at(path), options="size=8m,mode=0755")
+
+
+def _tell(path: str, target: str) -> None:
+    """Copy what a package says of itself: a mount for each would make every execution slower."""
+    os.makedirs(target)
+    for name in _TOLD:
+        if os.path.isfile(f"{path}/{name}"):
+            Path(target, name).write_bytes(Path(path, name).read_bytes())
 
 
 def _show(path: str, target: str) -> None:
@@ -117,10 +139,10 @@ def _look_elsewhere() -> None:
 
 
 def _interpreter() -> Iterator[str]:
-    """Yield what this interpreter is made of; folders before what stands in them."""
+    """Yield what this interpreter is made of, without installed packages; folders before what stands in them."""
     prefixes = (sys.prefix, sys.base_prefix)
     folders = {path for path in sys.path if any(Path(path).is_relative_to(prefix) for prefix in prefixes)}
-    yield from sorted(folders)
+    yield from sorted(path for path in folders if not set(Path(path).parts) & set(_INSTALLED))
     library = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
     if all(library):
         yield os.path.join(*library)

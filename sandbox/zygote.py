@@ -369,19 +369,20 @@ def _ensure_alone(name: str) -> None:
         )
 
 
-def main(control: socket.socket, *, user: int | None, preload: Sequence[str]) -> None:
+def main(control: socket.socket, *, user: int | None, packages: Sequence[str], preload: Sequence[str]) -> None:
     """Leave the host, import, say so, and serve.
 
     Args:
         control: The socket to the host.
         user: Whom to become, where this process is root; None where it is not.
+        packages: What programs may see of the installed packages, see `packages.shown_paths`.
         preload: Modules that executions will find imported.
     """
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session takes some
-        system.enter(user)
+        system.enter(user, packages)
         for name in preload:
             importlib.import_module(name)
             _ensure_alone(name)

@@ -316,12 +316,16 @@ def sandbox_run(
     cpu_s: Annotated[float, typer.Option(metavar="S", help="CPU seconds.", min=0.01)] = 5.0,
     wall_s: Annotated[float, typer.Option(metavar="S", help="Wall seconds.", min=0.01)] = 20.0,
     memory_mb: Annotated[int, typer.Option(metavar="MB", help="Megabytes of memory.", min=16)] = 512,
+    packages: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="PACKAGE", help="An installed package that programs may import; repeatable."),
+    ] = None,
 ) -> None:
     """Run a program in a sandbox; its input is standard input."""
     from agentflow.cli import sandboxes
 
     limits = {"cpu_s": cpu_s, "wall_s": wall_s, "memory_mb": memory_mb}
-    raise typer.Exit(sandboxes.run(file, backend=backend, limits=limits))
+    raise typer.Exit(sandboxes.run(file, backend=backend, limits=limits, packages=packages or []))
 
 
 @sandbox.command("serve")
@@ -333,11 +337,15 @@ def sandbox_serve(
         str, typer.Option(metavar="HOST", help="The address; others than this machine's take AGENTFLOW_SANDBOX_TOKEN.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT", help="The port to listen on.")] = 8080,
+    packages: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="PACKAGE", help="An installed package that programs may import; repeatable."),
+    ] = None,
 ) -> None:
     """Run programs for others: POST /run_code, as SandboxFusion speaks it."""
     from agentflow.sandbox.http_server import serve
 
-    serve(backend, host, port=port)
+    serve(backend, host, port=port, packages=packages or [])
 
 
 @sandbox.command("image")

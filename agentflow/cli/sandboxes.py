@@ -30,7 +30,7 @@ def doctor() -> bool:
     return any(works == "yes" for _, works, _ in rows)
 
 
-def run(file: Path, *, backend: str, limits: dict[str, Any]) -> int:
+def run(file: Path, *, backend: str, limits: dict[str, Any], packages: Sequence[str] = ()) -> int:
     """Run a file and pass on what it writes; the exit code of the program, or 1 with the reason on stderr.
 
     Raises:
@@ -43,7 +43,8 @@ def run(file: Path, *, backend: str, limits: dict[str, Any]) -> int:
         raise DataError(f"Cannot read {file}: {error.strerror}.", "Check the path.") from None
     language: Literal["python", "shell"] = "shell" if file.suffix == ".sh" else "python"
     stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-    result = asyncio.run(_run(Program(code, language=language, stdin=stdin), Limits(**limits), backend=backend))
+    program = Program(code, language=language, stdin=stdin)
+    result = asyncio.run(_run(program, Limits(**limits), backend=backend, packages=packages))
     typer.echo(_fit_for(sys.stdout, result.stdout.text), nl=False)
     typer.echo(_fit_for(sys.stderr, result.stderr.text), nl=False, err=True)
     used = f"{result.usage.cpu_s:.2f} CPU s, {result.usage.wall_s:.2f} s, {result.usage.memory_mb:.0f} MB"
@@ -140,14 +141,14 @@ async def _tried(name: str) -> tuple[str, str]:
     return ("no", problem) if problem else ("yes", ", ".join(result.enforced))
 
 
-async def _run(program: Program, limits: Limits, *, backend: str) -> Result:
-    async with _opened(backend) as sandbox:
+async def _run(program: Program, limits: Limits, *, backend: str, packages: Sequence[str]) -> Result:
+    async with _opened(backend, packages) as sandbox:
         return await sandbox.run(program, limits)
 
 
 @asynccontextmanager
-async def _opened(backend: str) -> AsyncIterator[Sandbox]:
-    sandbox = await open_sandbox(backend or AUTO)
+async def _opened(backend: str, packages: Sequence[str] = ()) -> AsyncIterator[Sandbox]:
+    sandbox = await open_sandbox(backend or AUTO, packages)
     try:
         yield sandbox
     finally:

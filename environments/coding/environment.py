@@ -40,6 +40,9 @@ class CodeOptions(Config):
         0.0, ge=0, le=1, description="How often the scripted expert errs: 0 never, 1 in about six tasks of ten."
     )
     sandbox: str = Field("auto", description="The sandbox that programs run in; `auto` is the first that works here.")
+    packages: tuple[str, ...] = Field(
+        (), description="Installed distributions that programs may import, beside numpy, sympy and matplotlib."
+    )
     limits: Limits = Field(
         default=Limits(cpu_s=2.0, wall_s=10.0, memory_mb=256, disk_mb=16, max_processes=8),
         description="What one execution may use.",
@@ -89,7 +92,7 @@ class Code(ToolEnvironment):
 
     def make_sandbox(self) -> Sandbox:
         """Return the sandbox that programs run in; override it to bring one of your own."""
-        return shared_sandbox(self.options.sandbox).ensure_open()
+        return shared_sandbox(self.options.sandbox, self.options.packages).ensure_open()
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """Return the tasks of a split."""

@@ -1,9 +1,11 @@
 """The process backend: what a program does to whoever watches it, to its neighbours, its successors and the host."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from agentflow.errors import ConfigError
 from agentflow.sandbox.base import Program, Result
 from agentflow.sandbox.process import ProcessSandbox
 from tests.integration.sandbox.contract import LIMITS
@@ -99,3 +101,44 @@ def test_flow_labels_of_one_program_are_not_seen_by_the_next() -> None:
         return [(await sandbox.run(Program(code), LIMITS)).stdout.text for code in codes]
 
     assert play(work, concurrency=1) == ["labelled\n", "0\n"]
+
+
+_IMPORTS = """
+import glob, importlib, os, sys
+for name in "numpy.linalg sympy matplotlib.pyplot PIL.Image dateutil.parser pydantic torch httpx".split():
+    try:
+        importlib.import_module(name)
+        print(name)
+    except ModuleNotFoundError:
+        pass
+from importlib.metadata import version
+print(version("numpy") == __import__("numpy").__version__)
+places = [path for folder in sys.path + ["/usr/lib", "/usr/local/lib"] for pattern in ("", "/*", "/*/*")
+          for path in glob.glob(f"{folder}{pattern}") if path.endswith(("site-packages", "dist-packages"))]
+print(*sorted({name.split(".")[0].split("-")[0] for path in places for name in os.listdir(path)}))
+"""
+
+
+def test_program_imports_named_packages_and_sees_no_others() -> None:
+    roomy = LIMITS.model_copy(update={"cpu_s": 10.0, "wall_s": 60.0})
+    result = play(lambda sandbox: sandbox.run(Program(_IMPORTS), roomy))
+    *imported, told, seen = result.stdout.text.splitlines()
+    assert imported == ["numpy.linalg", "sympy", "matplotlib.pyplot", "PIL.Image", "dateutil.parser"], result
+    assert told == "True"
+    assert {"numpy", "sympy", "matplotlib", "PIL"} <= set(seen.split())
+    assert not {"pydantic", "torch", "httpx", "pytest", "agentflow", "agentflow_rl", "pip"} & set(seen.split())
+
+
+def test_option_adds_packages_with_what_they_need() -> None:
+    async def work() -> str:
+        sandbox = ProcessSandbox(1, packages=("httpx",))
+        try:
+            return (await sandbox.run(Program("import httpx; print(httpx.codes.OK.value)"))).stdout.text
+        finally:
+            await sandbox.close()
+
+    assert asyncio.run(work()) == "200\n"
+    with pytest.raises(ConfigError, match="no_such is not installed here"):
+        ProcessSandbox(1, packages=("no_such",))
+    with pytest.raises(ConfigError, match="agentflow-rl has no files that can be shown"):
+        ProcessSandbox(1, packages=("agentflow-rl",))
