@@ -187,6 +187,28 @@ def test_a_broken_model_fails_every_waiting_episode_and_none_hangs() -> None:
     assert [type(result) for result in asyncio.run(play())] == [PolicyFailure] * 3
 
 
+@pytest.mark.parametrize("same_turn", [False, True], ids=["a session that goes on", "a prompt that comes again"])
+def test_nothing_computed_with_old_weights_outlives_an_update(same_turn: bool) -> None:
+    model = tiny("qwen3")
+    use_agentflow_attention(model)
+    policy = TransformersPolicy(model, [STOP])
+
+    async def generate(prompt: Sequence[int]) -> Completion:
+        return await policy.generate(prompt, Sampling(max_tokens=6, seed=3), session="one")
+
+    prompt = [2, 3, 4, 5, 6, 7]
+    before = asyncio.run(generate(prompt))
+    with policy.updating(), torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    prompt = prompt if same_turn else [*prompt, *before.token_ids, 8, 9]
+    after = asyncio.run(generate(prompt))
+    oracle = tiny("qwen3")
+    oracle.load_state_dict(model.state_dict())
+    assert after.logprobs == pytest.approx(plain_logprobs(oracle, prompt, after.token_ids, 1.0), abs=1e-5)
+    assert (before.policy_version, after.policy_version) == (0, 1)
+
+
 def test_order_of_arrival_and_of_departure_changes_no_bit() -> None:
     model = tiny("qwen3")
     use_agentflow_attention(model)
