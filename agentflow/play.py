@@ -31,10 +31,10 @@ from agentflow.environment import Environment, Observation, StepResult
 from agentflow.errors import EpisodeFailure
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
-from agentflow.roles import PLANNER, Exchange, recorded_exchanges
-from agentflow.rollout import Episode
+from agentflow.roles import PLANNER, recorded_exchanges
+from agentflow.rollout import Ask
 from agentflow.speakers import WELL_FORMED, OutOfRoom, Speaker, SpeechConfig, Thread
-from agentflow.trajectory import Status, Task, Trajectory, Turn
+from agentflow.trajectory import Episode, Status, Task, Trajectory, Turn
 
 _log = logging.getLogger(__name__)
 
@@ -112,31 +112,35 @@ class Play:
     """One episode under way.
 
     Args:
-        episode: What is played.
+        ask: What is played.
         scene: The environment's maker, the speakers and the limits.
         presence: What the gate knows of the episode; a child shares its parent's.
     """
 
-    def __init__(self, episode: Episode, scene: Scene, presence: _Presence) -> None:
-        self.id = episode.id
-        self.task: Task = episode.task
+    def __init__(self, ask: Ask, scene: Scene, presence: _Presence) -> None:
+        self.id = ask.id
+        self.task: Task = ask.task
         self.over: Status | None = None
         """How the episode ended; None while it goes on."""
         self.success = False
         self.observation: Observation = ()
         """What the environment said last."""
-        self.children: list[Play] = []
-        """The plays that this one delegated to, in the order in which they began."""
-        self._seed = episode.seed
+        self._seed = ask.seed
         self._scene = scene
         self._presence = presence
         self._boundary = Boundary(scene.make_environment, max_call_s=scene.config.max_call_s, away=presence.away)
         self._threads: dict[tuple[str, str], Thread] = {}
+        self._children: dict[tuple[int, int], Play] = {}
 
     @property
     def threads(self) -> tuple[Thread, ...]:
         """The conversations so far, the main one first: the one that was opened first, and is paid for what is done."""
         return tuple(self._threads.values())
+
+    @property
+    def children(self) -> tuple["Play", ...]:
+        """The plays that this one delegated, in the order of turns and calls, whichever began or ended first."""
+        return tuple(child for _, child in sorted(self._children.items(), key=lambda item: item[0]))
 
     async def reset(self) -> Observation:
         """Make the environment, pose the task, and return what it says."""
@@ -255,9 +259,9 @@ class Play:
             EpisodeFailure: Infrastructure broke under it, and so under this play.
         """
         num_turns = len(self.threads[0].turns) if self._threads else 0
-        episode = Episode(f"{self.id}/{num_turns}.{call}", task, self._seed)
-        child = Play(episode, scene or self._scene, self._presence)
-        self.children.append(child)
+        ask = Ask(f"{self.id}/{num_turns}.{call}", task, self._seed)
+        child = Play(ask, scene or self._scene, self._presence)
+        self._children[num_turns, call] = child
         try:
             await child.perform(agent)
         finally:
@@ -294,6 +298,23 @@ class Play:
                 self._scene.speakers[thread.role].release(thread)
             await self._boundary.close(self.id)
 
+    def trajectories(self, *, parent: str = "", call: int = 0) -> Iterator[Trajectory]:
+        """Yield what was said, once the play is over: see `trajectory.Episode`.
+
+        Args:
+            parent: The trajectory that delegated this play; empty if nobody did.
+            call: Its place among the delegations of one turn.
+        """
+        assert self.over is not None, "a play ends with a status"
+        success = None if self.over.kind == "failed" else self.success
+        ended = partial(Trajectory, task_id=self.task.id, seed=self._seed, status=self.over, success=success)
+        main, *others = self.threads or (self.thread(),)
+        yield ended(id=main.id, turns=tuple(main.turns), role=main.role, parent=parent, call=call)
+        for thread in sorted(others, key=lambda thread: thread.id):
+            yield ended(id=thread.id, turns=tuple(thread.turns), role=thread.role, parent=main.id)
+        for (_, place), child in sorted(self._children.items(), key=lambda item: item[0]):
+            yield from child.trajectories(parent=main.id, call=place)
+
     def _check_goes_on(self) -> None:
         if self.over is not None:
             raise PlayOver
@@ -316,7 +337,7 @@ Agent: TypeAlias = Callable[[Play], Awaitable[None]]
 
 
 class EpisodePlayer:
-    """Plays the episodes of a rollout; see `rollout.Agent`.
+    """Plays the episodes of a rollout; see `rollout.Player`.
 
     Args:
         agent: Plays an episode.
@@ -334,31 +355,17 @@ class EpisodePlayer:
         for place, policy in enumerate(policies):
             policy.settle = partial(gate.settle, place)
 
-    async def play(self, episode: Episode, gate: Gate | None = None) -> Trajectory:
-        """Play one episode; see `rollout.Agent`.
+    async def play(self, ask: Ask, gate: Gate | None = None) -> Episode:
+        """Play one episode; see `rollout.Player`.
 
         Args:
-            episode: What is played.
+            ask: What is played.
             gate: Where batches wait for this episode; None where nothing is batched.
         """
-        play = Play(episode, self._scene, _Presence(gate or Gate(patience_s=0), episode.id))
+        play = Play(ask, self._scene, _Presence(gate or Gate(patience_s=0), ask.id))
         with recorded_exchanges() as exchanges, suppress(EpisodeFailure):  # `play.over` has it
             await play.perform(self._agent)
-        return _trajectory(play, episode, exchanges)
-
-
-def _trajectory(play: Play, episode: Episode, exchanges: Sequence[Exchange]) -> Trajectory:
-    assert play.over is not None, "a play ends with a status"
-    return Trajectory(
-        id=episode.id,
-        task_id=episode.task.id,
-        seed=episode.seed,
-        turns=tuple(play.threads[0].turns) if play.threads else (),
-        status=play.over,
-        success=None if play.over.kind == "failed" else play.success,
-        observation=play.observation,
-        exchanges=tuple(exchanges),
-    )
+        return Episode(tuple(play.trajectories()), play.observation, tuple(exchanges))
 
 
 def _paid(turn: Turn, reward: float, terms: Mapping[str, float], *, duration_s: float) -> Turn:

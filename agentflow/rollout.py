@@ -3,7 +3,7 @@
     groups = await Rollout(agent, config).collect(tasks, group_size=8, seed=7, label="000012")
 
 An episode that fails for reasons of infrastructure is retried once with the same seed, so that a passing fault
-leaves no trace in the result; one that fails again stays in its group as a failed trajectory without a return.
+leaves no trace in the result; one that fails again stays in its group as a failed episode without a return.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from agentflow.concurrency import run_blocking
 from agentflow.config import Config
 from agentflow.errors import BudgetFailure, RunAborted
 from agentflow.gate import Gate
-from agentflow.trajectory import Group, Status, Task, Trajectory
+from agentflow.trajectory import Episode, Group, Status, Task, Trajectory
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class RolloutConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
-    """One episode to be played.
+class Ask:
+    """One attempt to be played.
 
     Attributes:
-        id: The trajectory's id.
+        id: The id of the episode's main trajectory.
         task: What is posed.
         seed: Fixes the environment's randomness, the same for all of a group; with the id, the sampler's.
     """
@@ -57,11 +57,11 @@ class Episode:
     seed: int
 
 
-class Agent(Protocol):
-    """How a policy drives an episode: the ReAct transcript, a planner with modules, a team."""
+class Player(Protocol):
+    """Whoever plays episodes: `play.EpisodePlayer`."""
 
-    async def play(self, episode: Episode, gate: Gate) -> Trajectory:
-        """Play one episode; broken infrastructure is a failed trajectory, never an exception."""
+    async def play(self, ask: Ask, gate: Gate) -> Episode:
+        """Play one episode; broken infrastructure is a failed episode, never an exception."""
         ...
 
     def begin(self, gate: Gate) -> None:
@@ -91,20 +91,20 @@ class Collected:
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
-        """All trajectories, group by group."""
+        """The main trajectory of every episode, group by group."""
         return tuple(trajectory for group in self.groups for trajectory in group.trajectories)
 
 
 class Rollout:
-    """Collect groups of trajectories.
+    """Collect groups of episodes.
 
     Args:
-        agent: Plays the episodes.
+        player: Plays the episodes.
         config: Concurrency, retries, patience and the failures that a run bears.
     """
 
-    def __init__(self, agent: Agent, config: RolloutConfig) -> None:
-        self._agent = agent
+    def __init__(self, player: Player, config: RolloutConfig) -> None:
+        self._player = player
         self._config = config
 
     def run(
@@ -132,7 +132,7 @@ class Rollout:
 
         Args:
             tasks: What is posed; one group each.
-            group_size: Trajectories of a group.
+            group_size: Episodes of a group.
             seed: Fixes all randomness together with the label.
             label: Names this rollout within the run; it starts every trajectory's id.
             progress: Called with the number of episodes done and in all, after each one.
@@ -141,15 +141,15 @@ class Rollout:
             RunAborted: More episodes failed than the configuration bears.
         """
         started = time.monotonic()
-        episodes = [
-            Episode(f"{label}/{i:03d}-{task.id}/{k}", task, derive_seed(seed, label, i))
+        asks = [
+            Ask(f"{label}/{i:03d}-{task.id}/{k}", task, derive_seed(seed, label, i))
             for i, task in enumerate(tasks)
             for k in range(group_size)
         ]
         gate = Gate(self._config.patience_s)
-        self._agent.begin(gate)
-        queue = deque(enumerate(episodes))
-        played: list[Trajectory | None] = [None] * len(episodes)
+        self._player.begin(gate)
+        queue = deque(enumerate(asks))
+        played: list[Episode | None] = [None] * len(asks)
         num_retried = 0
         num_done = 0
         spent = ""
@@ -158,22 +158,22 @@ class Rollout:
             nonlocal num_retried, num_done, spent
             # No await between one episode's end and the next one's start: the gate must not see a gap.
             while queue:
-                index, episode = queue.popleft()
-                trajectory, attempts = (_unplayed(episode, spent), 1) if spent else await self._play(episode, gate)
-                spent = spent or (trajectory.status.detail if is_spent(trajectory) else "")
-                played[index] = trajectory
+                index, ask = queue.popleft()
+                episode, attempts = (_unplayed(ask, spent), 1) if spent else await self._play(ask, gate)
+                spent = spent or (episode.main.status.detail if is_spent(episode.main) else "")
+                played[index] = episode
                 num_retried += attempts > 1
                 num_done += 1
                 if progress:
-                    progress(num_done, len(episodes))
+                    progress(num_done, len(asks))
 
-        await asyncio.gather(*(work() for _ in range(min(self._config.concurrency, len(episodes)))))
-        trajectories = [trajectory for trajectory in played if trajectory is not None]
-        assert len(trajectories) == len(episodes), "every episode ends in a trajectory"
+        await asyncio.gather(*(work() for _ in range(min(self._config.concurrency, len(asks)))))
+        episodes = [episode for episode in played if episode is not None]
+        assert len(episodes) == len(asks), "everything that is asked for is played"
         if not spent:
-            self.check_failures(trajectories)
+            self.check_failures([episode.main for episode in episodes])
         groups = tuple(
-            Group(task, tuple(trajectories[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
+            Group(task, tuple(episodes[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
         )
         return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started, spent=spent)
 
@@ -184,7 +184,7 @@ class Rollout:
 
         Args:
             task: What is posed.
-            group_size: Trajectories of the group.
+            group_size: Episodes of the group.
             seed: Fixes all randomness together with the label.
             label: Starts every trajectory's id.
             slots: Hold the number of episodes that run at once, over all groups.
@@ -194,26 +194,27 @@ class Rollout:
         """
         gate = Gate(self._config.patience_s)
 
-        async def play(episode: Episode) -> tuple[Trajectory, int]:
+        async def play(ask: Ask) -> tuple[Episode, int]:
             async with slots:
-                return await self._play(episode, gate)
+                return await self._play(ask, gate)
 
         environment_seed = derive_seed(seed, label, 0)
-        episodes = [Episode(f"{label}-{task.id}/{k}", task, environment_seed) for k in range(group_size)]
-        played = await asyncio.gather(*map(play, episodes))
-        group = Group(task, tuple(trajectory for trajectory, _ in played))
+        asks = [Ask(f"{label}-{task.id}/{k}", task, environment_seed) for k in range(group_size)]
+        played = await asyncio.gather(*map(play, asks))
+        group = Group(task, tuple(episode for episode, _ in played))
         return group, sum(attempts > 1 for _, attempts in played)
 
-    async def _play(self, episode: Episode, gate: Gate) -> tuple[Trajectory, int]:
-        """Play an episode with its retries; the trajectory and the number of attempts."""
+    async def _play(self, ask: Ask, gate: Gate) -> tuple[Episode, int]:
+        """Play an attempt with its retries; the episode and the number of times that it was played."""
         for attempt in range(1, self._config.retries + 2):
-            gate.acting(episode.id)
-            trajectory = await self._agent.play(episode, gate)
-            gate.away(episode.id)
-            if trajectory.status.kind != "failed" or is_spent(trajectory):
+            gate.acting(ask.id)
+            episode = await self._player.play(ask, gate)
+            gate.away(ask.id)
+            status = episode.main.status
+            if status.kind != "failed" or is_spent(episode.main):
                 break
-            _log.warning("episode %s, attempt %d: %s", episode.id, attempt, trajectory.status)
-        return trajectory, attempt
+            _log.warning("episode %s, attempt %d: %s", ask.id, attempt, status)
+        return episode, attempt
 
     def check_failures(self, trajectories: Sequence[Trajectory]) -> None:
         """Stop a run that has lost too many episodes.
@@ -236,9 +237,9 @@ def is_spent(trajectory: Trajectory) -> bool:
     return (trajectory.status.kind, trajectory.status.reason) == ("failed", BudgetFailure.cause)
 
 
-def _unplayed(episode: Episode, spent: str) -> Trajectory:
+def _unplayed(ask: Ask, spent: str) -> Episode:
     status = Status("failed", BudgetFailure.cause, f"not played: {spent}")
-    return Trajectory(episode.id, episode.task.id, episode.seed, turns=(), status=status, success=None)
+    return Episode((Trajectory(ask.id, ask.task.id, ask.seed, turns=(), status=status, success=None),))
 
 
 def derive_seed(*parts: object) -> int:

@@ -1,6 +1,7 @@
 """The records of a rollout, from the task to the group: frozen, JSON-serialisable, one home for each field.
 
-    Task --rollout--> Trajectory = (Turn, Turn, ...) + Status        Group = the trajectories of one task
+    Task --rollout--> Episode = (Trajectory, Trajectory, ...)         Group = the episodes of one task
+                      Trajectory = (Turn, Turn, ...) + Status         one thread of one role
 
 A turn stores what is new. With `full_0 = context_0 + sampled_0`, the tokens the policy had seen at the end of
 turn k are `full_k = full_{k-1}[:prefix_length_k] + context_k + sampled_k`. A growing transcript (ReAct) has
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from agentflow.messages import Message, Reply
-from agentflow.roles import Exchange
+from agentflow.roles import PLANNER, Exchange
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -83,7 +84,8 @@ class Status:
     Attributes:
         kind: `completed` by the task's own rules, `truncated` by a limit of the harness, `failed` by infrastructure.
         reason: What truncated it (`turns`, `tokens`, `seconds`, `malformed` for a reply under `on_parse_error=end`,
-            `environment` for its own limit), or the cause of the failure; empty if completed.
+            `environment` for its own limit, `agent` for an agent that ended it unanswered, `parent` for the end of
+            whoever delegated it), or the cause of the failure; empty if completed.
         detail: The error's text for a failed episode.
     """
 
@@ -94,19 +96,19 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One episode of one agent.
+    """One thread of one role in an episode.
 
     Attributes:
-        id: Unique within a run: `<iteration>/<task>/<index in the group>`.
-        task_id: The task it attempts.
-        seed: The seed of this episode; it fixes the environment's and the sampler's randomness.
+        id: Unique within a run. The main one is `<iteration>/<task>/<index in the group>`; one of another role adds
+            `#<role>`, one of a delegation `/<turn>.<call>`.
+        task_id: The task that it attempts: the episode's, or what was delegated.
+        seed: The seed of the episode; it fixes the environment's and the sampler's randomness.
         turns: The turns in order; a failed trajectory keeps those that it finished.
-        status: How the episode ended.
+        status: How the play ended that it belongs to.
         success: Whether the task was solved; None where the score did not run.
-        agent: The agent that acted.
-        parent: The id of the trajectory that called this one; empty at the top.
-        observation: What the environment said after the last turn.
-        exchanges: What frozen models were asked during the episode and said; for people, never trained on.
+        role: Who spoke.
+        parent: The id of the trajectory that called this one; empty for the main one.
+        call: Its place among the delegations of one turn of its parent.
     """
 
     id: str
@@ -115,14 +117,13 @@ class Trajectory:
     turns: tuple[Turn, ...]
     status: Status
     success: bool | None
-    agent: str = "policy"
+    role: str = PLANNER
     parent: str = ""
-    observation: tuple[Message, ...] = ()
-    exchanges: tuple[Exchange, ...] = ()
+    call: int = 0
 
     @property
     def raw_return(self) -> float | None:
-        """The sum of the environment's own rewards, or None for a failed episode: missing is never 0."""
+        """The sum of the environment's own rewards, or None where it failed: missing is never 0."""
         return None if self.status.kind == "failed" else sum(turn.reward for turn in self.turns)
 
     @property
@@ -132,20 +133,50 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class Episode:
+    """One play: everything that was said in it, by whom, and what came of it.
+
+    Attributes:
+        trajectories: The main one, whose status and success are the episode's; then those of other roles, by name;
+            then those of the plays that were delegated, in the order of turns and calls.
+        observation: What the environment said last.
+        exchanges: What frozen models were asked by tools and scores, and said; for people, never trained on.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    observation: tuple[Message, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
+
+    @property
+    def main(self) -> Trajectory:
+        """The trajectory that is paid for what is done in the environment."""
+        return self.trajectories[0]
+
+    def by_role(self, role: str) -> tuple[Trajectory, ...]:
+        """Return the trajectories of a role."""
+        return tuple(trajectory for trajectory in self.trajectories if trajectory.role == role)
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """The trajectories of one task, sampled from one policy version.
+    """The episodes of one task, sampled from one policy version.
 
     Attributes:
         task: The task that all of them attempt.
-        trajectories: The attempts, in the order of their index, failed ones included.
+        episodes: The attempts, in the order of their index, failed ones included.
     """
 
     task: Task
-    trajectories: tuple[Trajectory, ...]
+    episodes: tuple[Episode, ...]
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """The main trajectory of each episode."""
+        return tuple(episode.main for episode in self.episodes)
 
     @property
     def scored(self) -> tuple[Trajectory, ...]:
-        """The trajectories that have a return: all but the failed ones."""
+        """The main trajectories that have a return: all but the failed ones."""
         return tuple(t for t in self.trajectories if t.status.kind != "failed")
 
 

@@ -25,7 +25,7 @@ from agentflow.models import LoadedModel, ModelConfig, load_model
 from agentflow.play import AgentConfig, EpisodePlayer, Scene
 from agentflow.renderer import Renderer
 from agentflow.roles import PLANNER
-from agentflow.rollout import Episode, derive_seed
+from agentflow.rollout import Ask, derive_seed
 from agentflow.runs import Run, StoredRun
 from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.speakers import ExpertSpeaker
@@ -177,7 +177,7 @@ async def demonstrate(
     """
     expert = ExpertSpeaker(make_expert=lambda environment, posed, _: environment.expert(posed, seed))
     player = EpisodePlayer(react, Scene(make_environment, {PLANNER: expert}, AgentConfig(max_turns=max_turns)))
-    trajectory = await player.play(Episode(f"expert/{task.id}/{seed}", task, seed))
+    trajectory = (await player.play(Ask(f"expert/{task.id}/{seed}", task, seed))).main
     if trajectory.status.kind == "failed":
         raise RunAborted(f"The expert could not play the task {task.id!r}: {trajectory.status.detail}.")
     return dialogue_of(task, trajectory)
@@ -205,7 +205,6 @@ def render(dialogue: Dialogue, renderer: Renderer) -> Trajectory:
         tuple(turns),
         Status("completed"),
         success=None,
-        agent="expert",
     )
 
 

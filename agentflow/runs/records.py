@@ -1,4 +1,7 @@
-"""Groups of trajectories on disk: one JSON object a line, compressed with zstandard, an exact round trip.
+"""Groups of episodes on disk: one JSON object a line, compressed with zstandard, an exact round trip.
+
+A line says in which format it is written. Format 2 has episodes of one or more trajectories; format 1, which names
+itself nowhere, had one trajectory in their place, with everything that an episode has. Both are read.
 
 JSON values in a task's `answer` and `metadata` come back equal; a tuple in them comes back as a list, and an object
 that is no JSON value as its `repr`.
@@ -7,30 +10,52 @@ that is no JSON value as its `repr`.
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
 from pydantic import TypeAdapter, ValidationError
 
 from agentflow.errors import DataError
+from agentflow.roles import PLANNER
 from agentflow.runs.storage import write_file
 from agentflow.trajectory import Group
 
+FORMAT = 2
+_BESIDE = ("observation", "exchanges")  # what format 1 wrote into the trajectory
 _GROUP = TypeAdapter(Group)
 _CHUNK_BYTES = 1 << 16
 
 
 def encode_group(group: Group) -> str:
     """Return one line of JSON: pure ASCII, so that lone surrogates from garbage text survive."""
-    return json.dumps(_GROUP.dump_python(group), separators=(",", ":"), default=repr)
+    written: dict[str, Any] = {"format": FORMAT, **_GROUP.dump_python(group)}
+    return json.dumps(written, separators=(",", ":"), default=repr)
 
 
 def decode_group(line: str) -> Group:
-    """Return the group that `encode_group` wrote.
+    """Return the group that `encode_group` wrote, or an earlier version of it.
 
     Raises:
-        ValueError: The line is not a group (`pydantic.ValidationError` is one).
+        ValueError: The line is not a group (`pydantic.ValidationError` is one), or of a format that is not known here.
     """
-    return _GROUP.validate_python(json.loads(line))
+    found = json.loads(line)
+    written = found.pop("format", 1) if isinstance(found, dict) else FORMAT
+    if written not in (1, FORMAT):
+        raise ValueError(f"format {written!r}, written by a newer version")
+    return _GROUP.validate_python(_from_format_1(found) if written == 1 else found)
+
+
+def _from_format_1(group: dict[str, Any]) -> dict[str, Any]:
+    """Part what an episode has from what its only trajectory has."""
+    return {"task": group.get("task"), "episodes": [_episode(found) for found in group.get("trajectories", ())]}
+
+
+def _episode(found: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {
+        name: value for name, value in found.items() if name not in ("agent", "observation", "exchanges")
+    }
+    beside: dict[str, Any] = {name: found[name] for name in ("observation", "exchanges") if name in found}
+    return {"trajectories": [{**kept, "role": PLANNER}], **beside}
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
@@ -73,6 +98,6 @@ def _decode_line(line: str, where: str) -> Group:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{where} is not a group of trajectories: {place}: {first['msg']}.") from None
+        raise DataError(f"{where} is not a group of episodes: {place}: {first['msg']}.") from None
     except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}.") from None
+        raise DataError(f"{where} cannot be read: {error}.") from None

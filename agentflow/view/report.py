@@ -11,7 +11,7 @@ import jinja2
 from agentflow.runs import StoredRun, write_file
 from agentflow.view.mismatch import view_mismatches
 from agentflow.view.plots import draw_panels
-from agentflow.view.transcripts import TrajectoryView, pick, token_decoder, view_trajectory
+from agentflow.view.transcripts import EpisodeView, pick, token_decoder, view_episode
 
 _MAX_LEDGER_ROWS = 40
 _TERM_PREFIXES = {"raw": "reward/", "shaped contribution": "shaping/"}
@@ -60,7 +60,7 @@ def render_report(run: StoredRun) -> str:
         ledgers=[ledger(rows, title, prefix) for title, prefix in _TERM_PREFIXES.items()],
         mismatches=view_mismatches(run),
         iteration=next(reversed(run.rollout_iterations()), None),
-        trajectories=_trajectories(run),
+        episodes=_episodes(run),
     )
 
 
@@ -91,11 +91,11 @@ def _headlines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _trajectories(run: StoredRun) -> list[TrajectoryView]:
+def _episodes(run: StoredRun) -> list[EpisodeView]:
     iterations = run.rollout_iterations()
     if not iterations:
         return []
     checkpoint = run.latest_checkpoint()
     decode = token_decoder(checkpoint.path if checkpoint else None)
     chosen = pick(list(run.groups(iterations[-1])))
-    return [view_trajectory(title, task, trajectory, decode=decode) for title, task, trajectory in chosen]
+    return [view_episode(title, task, episode, decode=decode) for title, task, episode in chosen]

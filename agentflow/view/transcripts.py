@@ -1,4 +1,4 @@
-"""Trajectories as rows for a page: what was said, what was sampled, what it earned."""
+"""Episodes as rows for a page: what was said, what was sampled, what it earned."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from agentflow.messages import Message
 from agentflow.roles import Exchange
-from agentflow.trajectory import Group, Task, Trajectory, Turn
+from agentflow.trajectory import Episode, Group, Task, Trajectory, Turn
 
 Decode: TypeAlias = Callable[[int], str]
 
@@ -79,66 +79,79 @@ class TurnView:
 
 
 @dataclass(frozen=True, slots=True)
-class TrajectoryView:
-    """One trajectory.
+class ThreadView:
+    """One thread of one role.
+
+    Attributes:
+        id: Its id in the run.
+        role: Who speaks.
+        status: How it ended, in words.
+        turns: Its turns.
+    """
+
+    id: str
+    role: str
+    status: str
+    turns: tuple[TurnView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeView:
+    """One episode.
 
     Attributes:
         title: Best, worst or failed.
-        id: Its id in the run.
         prompt: The task.
         answer: The gold answer as JSON.
-        status: How it ended, in words.
         success: Whether the task was solved; None where the score did not run.
         raw_return: The sum of the rewards; None if it failed.
-        turns: Its turns.
+        main: The thread that is paid for what is done.
+        others: The threads of other roles, and those that were delegated.
         observation: What the environment said last.
         exchanges: What frozen models were asked and said, each under its role.
     """
 
     title: str
-    id: str
     prompt: str
     answer: str
-    status: str
     success: bool | None
     raw_return: float | None
-    turns: tuple[TurnView, ...]
+    main: ThreadView
+    others: tuple[ThreadView, ...]
     observation: tuple[SpeechView, ...]
     exchanges: tuple[tuple[str, tuple[SpeechView, ...]], ...]
 
 
-def pick(groups: Iterable[Group], *, num_each: int = 2) -> list[tuple[str, Task, Trajectory]]:
-    """Return the best, the worst and the failed trajectories of an iteration, each with its title and task.
+def pick(groups: Iterable[Group], *, num_each: int = 2) -> list[tuple[str, Task, Episode]]:
+    """Return the best, the worst and the failed episodes of an iteration, each with its title and task.
 
-    Equal returns are told apart by the number of turns: the best is short, the worst is long. At most one trajectory
-    of a task is shown in each class.
+    Equal returns are told apart by the number of turns: the best is short, the worst is long. At most one episode of a
+    task is shown in each class.
     """
-    attempts = [(group.task, trajectory) for group in groups for trajectory in group.trajectories]
-    scored = [pair for pair in attempts if pair[1].raw_return is not None]
-    scored.sort(key=lambda pair: (-(pair[1].raw_return or 0.0), len(pair[1].turns), pair[1].id))
+    attempts = [(group.task, episode) for group in groups for episode in group.episodes]
+    scored = [pair for pair in attempts if pair[1].main.raw_return is not None]
+    scored.sort(key=lambda pair: (-(pair[1].main.raw_return or 0.0), len(pair[1].main.turns), pair[1].main.id))
     best = _one_per_task(scored)[:num_each]
-    shown = {trajectory.id for _, trajectory in best}
-    worst = [pair for pair in _one_per_task(scored[::-1]) if pair[1].id not in shown][:num_each]
-    failed = _one_per_task([pair for pair in attempts if pair[1].raw_return is None])[:num_each]
+    shown = {episode.main.id for _, episode in best}
+    worst = [pair for pair in _one_per_task(scored[::-1]) if pair[1].main.id not in shown][:num_each]
+    failed = _one_per_task([pair for pair in attempts if pair[1].main.raw_return is None])[:num_each]
     classes = (("best", best), ("worst", worst), ("failed", failed))
-    return [(title, task, trajectory) for title, pairs in classes for task, trajectory in pairs]
+    return [(title, task, episode) for title, pairs in classes for task, episode in pairs]
 
 
-def view_trajectory(title: str, task: Task, trajectory: Trajectory, *, decode: Decode) -> TrajectoryView:
-    """Return a trajectory as rows for a page."""
-    status = trajectory.status
-    words = [status.kind, status.reason, status.detail]
-    return TrajectoryView(
+def view_episode(title: str, task: Task, episode: Episode, *, decode: Decode) -> EpisodeView:
+    """Return an episode as rows for a page."""
+    main, *others = (_view_thread(trajectory, decode) for trajectory in episode.trajectories)
+    return EpisodeView(
         title=title,
-        id=trajectory.id,
         prompt=_cut(task.prompt),
         answer=_cut(json.dumps(task.answer, ensure_ascii=False, default=repr)),
-        status=_cut(": ".join(word for word in words if word)),
-        success=trajectory.success,
-        raw_return=trajectory.raw_return,
-        turns=tuple(_view_turn(number, turn, decode) for number, turn in enumerate(trajectory.turns, 1)),
-        observation=tuple(map(_view_message, trajectory.observation)),
-        exchanges=tuple(map(_view_exchange, trajectory.exchanges)),
+        success=episode.main.success,
+        raw_return=episode.main.raw_return,
+        main=main,
+        others=tuple(others),
+        observation=tuple(map(_view_message, episode.observation)),
+        exchanges=tuple(map(_view_exchange, episode.exchanges)),
     )
 
 
@@ -153,11 +166,21 @@ def token_decoder(checkpoint: Path | None) -> Decode:
     return lambda token: tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _one_per_task(pairs: Sequence[tuple[Task, Trajectory]]) -> list[tuple[Task, Trajectory]]:
-    first: dict[str, tuple[Task, Trajectory]] = {}
-    for task, trajectory in pairs:
-        first.setdefault(task.id, (task, trajectory))
+def _one_per_task(pairs: Sequence[tuple[Task, Episode]]) -> list[tuple[Task, Episode]]:
+    first: dict[str, tuple[Task, Episode]] = {}
+    for task, episode in pairs:
+        first.setdefault(task.id, (task, episode))
     return list(first.values())
+
+
+def _view_thread(trajectory: Trajectory, decode: Decode) -> ThreadView:
+    status = trajectory.status
+    return ThreadView(
+        id=trajectory.id,
+        role=trajectory.role,
+        status=_cut(": ".join(filter(None, (status.kind, status.reason, status.detail)))),
+        turns=tuple(_view_turn(number, turn, decode) for number, turn in enumerate(trajectory.turns, 1)),
+    )
 
 
 def _view_turn(number: int, turn: Turn, decode: Decode) -> TurnView:

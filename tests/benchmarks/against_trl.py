@@ -30,10 +30,10 @@ from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policy import Sampling
-from agentflow.rollout import Episode, Rollout, RolloutConfig, derive_seed
+from agentflow.rollout import Ask, Rollout, RolloutConfig, derive_seed
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.learner import Learner, LearnerConfig, Sample
-from agentflow.trajectory import Status, Task, Trajectory, Turn
+from agentflow.trajectory import Episode, Status, Task, Trajectory, Turn
 from tests.benchmarks.forest import VOCABULARY, group, high_water_megabytes, small_qwen3
 from tests.benchmarks.trl_trainer import NEVER_SAMPLED, TRLTrainer, batch
 
@@ -119,23 +119,23 @@ class FixedTurns:
         """Let the policy hold its batches back at the gate."""
         self._policy.settle = gate.settle
 
-    async def play(self, episode: Episode, gate: Gate) -> Trajectory:
+    async def play(self, ask: Ask, gate: Gate) -> Episode:
         """Sample each turn from the transcript so far."""
         observation = tuple(draw(self._shape.turn_tokens))
         transcript: list[int] = []
         turns: list[Turn] = []
         for index in range(self._shape.turns):
-            context = observation if index else tuple(self._prompts[episode.task.id])
+            context = observation if index else tuple(self._prompts[ask.task.id])
             before = len(transcript)
             transcript += context
-            sampling = Sampling(max_tokens=self._shape.turn_tokens, seed=derive_seed(episode.seed, index))
-            gate.away(episode.id)
-            completion = await self._policy.generate(transcript, sampling, session=episode.id)
-            gate.acting(episode.id)
+            sampling = Sampling(max_tokens=self._shape.turn_tokens, seed=derive_seed(ask.seed, index))
+            gate.away(ask.id)
+            completion = await self._policy.generate(transcript, sampling, session=ask.id)
+            gate.acting(ask.id)
             transcript += completion.token_ids
             turns.append(Turn(before, context, completion, (), Reply(Message("assistant"))))
-        self._policy.release(episode.id)
-        return Trajectory(episode.id, episode.task.id, episode.seed, tuple(turns), Status("completed"), True)
+        self._policy.release(ask.id)
+        return Episode((Trajectory(ask.id, ask.task.id, ask.seed, tuple(turns), Status("completed"), True),))
 
 
 def draw(num_tokens: int, seed: int = 0) -> list[int]:

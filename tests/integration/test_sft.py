@@ -15,7 +15,7 @@ from agentflow.renderer import Renderer
 from agentflow.runs import Run, StoredRun
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from agentflow.trainers.sft import Dialogue, SftConfig, render, train_sft
-from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
+from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
 from agentflow.view.console import QuietConsole
 
 WORDS = f"{Path(__file__).parent / 'words.py'}:Words"
@@ -55,7 +55,7 @@ def stored_run(folder: Path, *turns: tuple[Message, str], success: bool = True) 
     )
     trajectory = Trajectory("e", "t", 0, played, Status("completed"), success=success)
     with Run.create(folder, config=config(folder, stages=[echo(updates=1)]), env="words", model="gone", seed=0) as run:
-        run.write_groups(1, [Group(task, (trajectory,))])
+        run.write_groups(1, [Group(task, (Episode((trajectory,)),))])
         return run.path
 
 

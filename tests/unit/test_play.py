@@ -15,11 +15,11 @@ from agentflow.play import Agent, AgentConfig, EpisodePlayer, Play, PlayOver, Sc
 from agentflow.policy import Sampling, ScriptedPolicy
 from agentflow.renderer import Renderer
 from agentflow.roles import TextModel
-from agentflow.rollout import Episode
+from agentflow.rollout import Ask
 from agentflow.speakers import Speaker, TextSpeaker, TokenSpeaker
 from agentflow.tools.tool import tool
 from agentflow.trainers.scratch import new_tokenizer
-from agentflow.trajectory import Completion, Status, Task, Trajectory, full_sequences
+from agentflow.trajectory import Completion, Episode, Status, Task, full_sequences
 
 TOKENIZER = new_tokenizer([" look harbour lantern fine answer memory first second third"], max_words=100)
 FINE = Reply(Message("assistant", "fine"))
@@ -96,7 +96,7 @@ def played(
     gate: Gate | None = None,
     model: TextModel | None = None,
     **limits: Any,
-) -> tuple[Play, Trajectory]:
+) -> tuple[Play, Episode]:
     """Let an agent play an episode; the play, and its record."""
     config = AgentConfig(**limits)
     tokens = TokenSpeaker(policy or Policy(), RENDERER, config=config)
@@ -108,8 +108,8 @@ def played(
         await agent(play)
 
     player = EpisodePlayer(seen, Scene(Harbour, speakers, config))
-    trajectory = asyncio.run(player.play(Episode("e", Task("t", "look at the harbour", "fine"), 7), gate))
-    return plays[0], trajectory
+    episode = asyncio.run(player.play(Ask("e", Task("t", "look at the harbour", "fine"), 7), gate))
+    return plays[0], episode
 
 
 def said(text: str) -> tuple[Message, ...]:
@@ -125,7 +125,8 @@ def test_conversation_that_is_written_anew_stores_what_differs_from_its_last_tur
         for memory in ("memory first", "memory first second", "memory third", "memory third"):
             await play.ask(play.thread(grows=False), said(memory))
 
-    play, trajectory = played(agent, policy=policy)
+    play, episode = played(agent, policy=policy)
+    trajectory = episode.main
     first, second, third, same = trajectory.turns
     assert first.prefix_length == 0
     full = [sequence for sequence, _ in full_sequences(trajectory)]
@@ -145,7 +146,8 @@ def test_threads_have_names_and_seeds_of_their_own_and_are_released_with_the_epi
             await play.ask(play.thread(role, name=name), heard)
         assert play.thread("verifier") is play.threads[1]
 
-    _, trajectory = played(agent, policy=policy)
+    _, episode = played(agent, policy=policy)
+    trajectory = episode.main
     assert list(policy.prompts) == ["e", "e#verifier", "e#verifier.2"] == policy.released
     assert len(set(policy.seeds)) == 3
     assert (trajectory.status.kind, trajectory.status.reason) == ("truncated", "agent")
@@ -163,7 +165,8 @@ def test_what_the_environment_pays_goes_to_the_main_threads_last_turn() -> None:
             await play.act(LOOK)
         await play.ask(play.thread(), said("look"))
 
-    play, trajectory = played(agent)
+    play, episode = played(agent)
+    trajectory = episode.main
     (turn,) = trajectory.turns
     assert (turn.reward, trajectory.success, trajectory.status.kind) == (1.0, True, "completed")
     assert turn.terms == {"well_formed": 1.0, "valid_call": 2.0, "success": 1.0}
@@ -179,10 +182,11 @@ def test_frozen_model_is_shown_its_thread_and_says_nothing_that_could_be_trained
         assert [(await play.ask(grows, said("fine"))).message.content for _ in range(2)] == ["1", "3"]
         assert [(await play.ask(anew, said("fine"))).message.content for _ in range(2)] == ["1", "1"]
 
-    _, trajectory = played(agent, model=model)
+    _, episode = played(agent, model=model)
+    trajectory = episode.main
     assert trajectory.num_sampled_tokens == 0
     assert [message.content for message in model.shown[1]] == ["fine", "1", "fine"]
-    assert trajectory.exchanges == ()
+    assert episode.exchanges == ()
 
 
 def test_branches_hold_a_batch_back_while_any_of_them_acts_and_hand_over_to_their_parent() -> None:
@@ -226,7 +230,8 @@ def test_asking_twice_at_once_without_together_is_refused() -> None:
 
     policy = Policy()
     policy.held["e"] = asyncio.Event()
-    _, trajectory = played(agent, policy=policy)
+    _, episode = played(agent, policy=policy)
+    trajectory = episode.main
     assert trajectory.status.kind == "failed"
     assert "play.together" in trajectory.status.detail
 
@@ -244,7 +249,8 @@ def test_branch_that_breaks_ends_the_others_and_fails_the_episode_by_its_cause()
 
         await play.together(play.ask(play.thread("verifier"), heard), broken())
 
-    play, trajectory = played(agent, policy=policy)
+    play, episode = played(agent, policy=policy)
+    trajectory = episode.main
     assert trajectory.status == Status("failed", "backend", "the server is gone")
     assert trajectory.success is None
     assert play.threads[1].turns == []
@@ -264,10 +270,36 @@ def test_children_have_environments_ids_and_limits_of_their_own() -> None:
         assert play.over is None
         await play.act(FINE)
 
-    play, trajectory = played(agent, policy=policy)
+    play, episode = played(agent, policy=policy)
+    trajectory = episode.main
     assert (trajectory.status.kind, trajectory.raw_return) == ("completed", 1.0)
     assert set(policy.prompts) == {"e", "e/1.0", "e/1.1"}
     assert [child.id for child in play.children] == ["e/1.0", "e/1.1"]
+
+
+def test_record_holds_every_thread_by_name_and_every_child_by_its_call_whichever_came_first() -> None:
+    async def agent(play: Play) -> None:
+        heard = await play.reset()
+        await play.ask(play.thread(), heard)
+        await play.delegate(Task("later", "look", "fine"), react, call=1)
+        await play.delegate(Task("first", "look", "answer"), react, call=0)
+        await play.ask(play.thread("verifier", name="2"), heard)
+        await play.ask(play.thread("judge", grows=False), heard)
+        await play.ask(play.thread("verifier", name="1"), heard)
+        await play.act(FINE)
+
+    _, episode = played(agent)
+    assert [(t.id, t.task_id, t.role, t.parent, t.call, t.success) for t in episode.trajectories] == [
+        ("e", "t", "planner", "", 0, True),
+        ("e#judge", "t", "judge", "e", 0, True),
+        ("e#verifier.1", "t", "verifier", "e", 0, True),
+        ("e#verifier.2", "t", "verifier", "e", 0, True),
+        ("e/1.0", "first", "planner", "e", 0, False),
+        ("e/1.1", "later", "planner", "e", 1, True),
+    ]
+    assert [len(t.turns) for t in episode.trajectories] == [1] * 6
+    assert episode.by_role("verifier") == episode.trajectories[2:4]
+    assert episode.main.num_sampled_tokens > 0 == episode.trajectories[1].num_sampled_tokens
 
 
 def test_child_whose_infrastructure_breaks_fails_its_parent_and_ends_its_siblings() -> None:
@@ -283,7 +315,8 @@ def test_child_whose_infrastructure_breaks_fails_its_parent_and_ends_its_sibling
 
         await play.together(play.delegate(play.task, breaks), play.delegate(play.task, react, call=1))
 
-    play, trajectory = played(agent, policy=policy)
+    play, episode = played(agent, policy=policy)
+    trajectory = episode.main
     assert trajectory.status == Status("failed", "backend", "gone")
     assert [child.over for child in play.children] == [trajectory.status, Status("truncated", "parent")]
 
@@ -294,7 +327,8 @@ def test_thread_that_is_full_ends_the_episode_as_it_stands() -> None:
         await play.ask(play.thread(), heard)
         await play.ask(play.thread("verifier", grows=False), said("memory " * 100))
 
-    _, trajectory = played(agent, max_episode_tokens=100)
+    _, episode = played(agent, max_episode_tokens=100)
+    trajectory = episode.main
     assert trajectory.status == Status("truncated", "tokens")
     assert trajectory.success is False
 
@@ -305,5 +339,6 @@ def test_agent_that_breaks_fails_its_own_episode(error: BaseException) -> None:
         await play.reset()
         raise error
 
-    _, trajectory = played(agent)
+    _, episode = played(agent)
+    trajectory = episode.main
     assert (trajectory.status.kind, trajectory.status.reason) == ("failed", "unknown")

@@ -5,7 +5,7 @@ import random
 from agentflow.messages import Message, Reply
 from agentflow.trainers.algorithm import ScoredTrajectory
 from agentflow.trainers.reporting import group_metrics, rollout_metrics, shuffled_rewards, update_metrics
-from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
+from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
 
 
 def trajectory(status: Status, *, success: bool | None, num_turns: int = 1) -> Trajectory:
@@ -18,7 +18,7 @@ def test_failed_episodes_count_in_no_mean_and_by_their_cause() -> None:
     done = trajectory(Status("completed"), success=True, num_turns=3)
     cut = trajectory(Status("truncated", "turns"), success=False, num_turns=5)
     lost = trajectory(Status("failed", "tool", "boom"), success=None)
-    metrics = rollout_metrics([Group(Task("task", ""), (done, cut, lost, done))])
+    metrics = rollout_metrics([Group(Task("task", ""), tuple(Episode((one,)) for one in (done, cut, lost, done)))])
     assert metrics["success/mean"] == 2 / 3
     assert metrics["turns/mean"] == 11 / 3
     assert (metrics["failed/tool"], metrics["failed/score"], metrics["truncated/turns"]) == (0.25, 0.0, 0.25)
@@ -31,13 +31,13 @@ def test_groups_without_a_solved_attempt_are_counted_whatever_they_are_paid() ->
         trajectory(Status("completed"), success=True),
         trajectory(Status("truncated", "turns"), success=False),
     )
-    groups = [Group(Task("task", ""), members) for members in ((lost, missed), (missed, solved), (lost, lost))]
+    groups = [Group(Task("task", ""), tuple(Episode((one,)) for one in members)) for members in ((lost, missed), (missed, solved), (lost, lost))]
     assert rollout_metrics(groups)["groups/unsolved_fraction"] == 0.5
 
 
 def test_nothing_scored_is_missing_and_not_zero() -> None:
     lost = trajectory(Status("failed", "policy"), success=None)
-    metrics = rollout_metrics([Group(Task("task", ""), (lost,))])
+    metrics = rollout_metrics([Group(Task("task", ""), (Episode((lost,)),))])
     assert (metrics["success/mean"], metrics["groups/unsolved_fraction"]) == (None, None)
     assert metrics["failed/policy"] == 1.0
 

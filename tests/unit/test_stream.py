@@ -10,9 +10,9 @@ import pytest
 from agentflow.errors import RunAborted
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
-from agentflow.rollout import Episode, Rollout, RolloutConfig
+from agentflow.rollout import Ask, Rollout, RolloutConfig
 from agentflow.stream import GroupStream, StreamLimits
-from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
+from agentflow.trajectory import Completion, Episode, Status, Task, Trajectory, Turn
 
 
 class Player:
@@ -28,26 +28,26 @@ class Player:
     def begin(self, gate: Gate) -> None:
         """Need nothing."""
 
-    async def play(self, episode: Episode, gate: Gate) -> Trajectory:
+    async def play(self, ask: Ask, gate: Gate) -> Episode:
         """Play until the task is let go."""
         version = self.version
-        self.playing.add(episode.id)
+        self.playing.add(ask.id)
         self.most_at_once = max(self.most_at_once, len(self.playing))
         try:
-            while episode.task.id in self.held:
+            while ask.task.id in self.held:
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.005)
         except asyncio.CancelledError:
-            self.cancelled.append(episode.id)
+            self.cancelled.append(ask.id)
             raise
         finally:
-            self.playing.discard(episode.id)
-        if episode.task.id == "broken":
+            self.playing.discard(ask.id)
+        if ask.task.id == "broken":
             raise RunAborted("the player is broken")
-        if episode.task.id == "cancelled":
+        if ask.task.id == "cancelled":
             raise asyncio.CancelledError  # as what is awaited may do, though nobody cancels
         turn = Turn(0, (1,), Completion((2,), (0.0,), "stop", version), (), Reply(Message("assistant", "x")))
-        return Trajectory(episode.id, episode.task.id, episode.seed, (turn,), Status("completed"), success=True)
+        return Episode((Trajectory(ask.id, ask.task.id, ask.seed, (turn,), Status("completed"), success=True),))
 
 
 def limits(**changed: object) -> StreamLimits:

@@ -68,7 +68,7 @@ def test_a_run_says_what_its_judge_cost_and_keeps_what_it_said(
     spent = [row["openai/judge/num_replies"] for row in run.metrics()]
     assert spent == sorted(spent) and len(spent) == 4
     assert f"judge: {replies} replies, " in capsys.readouterr().out
-    exchanges = [e for i in (1, 2, 3) for g in run.groups(i) for t in g.trajectories for e in t.exchanges]
+    exchanges = [e for i in (1, 2, 3) for g in run.groups(i) for t in g.episodes for e in t.exchanges]
     assert {exchange.role for exchange in exchanges} == {"judge"} and exchanges[0].reply.startswith("VERDICT")
     assert all(
         "VERDICT" not in m.content for g in run.groups(1) for t in g.trajectories for n in t.turns for m in n.messages

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from agentflow.errors import DataError
 from agentflow.messages import Message, Reply, ToolCall
+from agentflow.roles import Exchange
 from agentflow.runs import read_groups, write_groups
 from agentflow.runs.records import decode_group, encode_group
-from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
+from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
 from tests.pictures import PICTURE
 
 text = st.text(st.characters(), max_size=8)
@@ -50,14 +51,21 @@ trajectory = st.builds(
     turns=st.lists(turn, max_size=2).map(tuple),
     status=st.builds(Status, st.sampled_from(["completed", "truncated", "failed"]), text, text),
     success=st.none() | st.booleans(),
-    agent=text,
+    role=text,
     parent=text,
+    call=st.integers(0, 9),
+)
+exchange = st.builds(Exchange, text, messages, text)
+episode = st.builds(
+    Episode,
+    trajectories=st.lists(trajectory, min_size=1, max_size=2).map(tuple),
     observation=messages,
+    exchanges=st.lists(exchange, max_size=1).map(tuple),
 )
 task = st.builds(Task, id=text, prompt=text, answer=json_value, metadata=mapping)
 
 
-@given(st.builds(Group, task, st.lists(trajectory, max_size=2).map(tuple)))
+@given(st.builds(Group, task, st.lists(episode, max_size=2).map(tuple)))
 def test_a_group_comes_back_equal(group: Group) -> None:
     line = encode_group(group)
     assert "\n" not in line
@@ -67,10 +75,17 @@ def test_a_group_comes_back_equal(group: Group) -> None:
 
 def test_a_message_that_was_stored_before_there_were_images_has_none() -> None:
     stored = {"role": "tool", "content": "4", "tool_calls": [], "name": "python"}
-    given = Trajectory("a", "b", 0, (), Status("completed"), None, observation=(Message("tool", "4", name="python"),))
+    main = Trajectory("a", "b", 0, (), Status("completed"), None)
+    given = Episode((main,), observation=(Message("tool", "4", name="python"),))
     group = json.loads(encode_group(Group(Task("b", "c"), (given,))))
-    group["trajectories"][0]["observation"] = [stored]
-    assert decode_group(json.dumps(group)).trajectories == (given,)
+    group["episodes"][0]["observation"] = [stored]
+    assert decode_group(json.dumps(group)).episodes == (given,)
+
+
+def test_a_line_of_a_format_that_is_not_known_is_refused_by_its_number() -> None:
+    group = json.loads(encode_group(Group(Task("b", "c"), ())))
+    with pytest.raises(ValueError, match="format 3, written by a newer version"):
+        decode_group(json.dumps({**group, "format": 3}))
 
 
 @pytest.mark.parametrize(("answer", "back"), [((1, 2), [1, 2]), ({1}, "{1}"), (Path("x"), f"{Path('x')!r}")])

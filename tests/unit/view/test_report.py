@@ -6,10 +6,10 @@ import pytest
 from agentflow.config import Config
 from agentflow.messages import Message, Reply, ToolCall
 from agentflow.runs import Run
-from agentflow.trajectory import Completion, Group, Status, Task, Trajectory, Turn
+from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
 from agentflow.view.plots import draw_panels, write_plots
 from agentflow.view.report import ledger, render_report, write_report
-from agentflow.view.transcripts import pick, token_decoder, view_trajectory
+from agentflow.view.transcripts import pick, token_decoder, view_episode
 from tests.pictures import PICTURE
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}\ud800\x00"
@@ -22,15 +22,15 @@ def turn(text: str, reward: float = 0.0) -> Turn:
     return Turn(0, (1, 2, 3), completion, said, Reply(message, text), reward, {text: 0.5}, 0.25)
 
 
-def trajectory(name: str, task: str, reward: float | None, *, num_turns: int = 1) -> Trajectory:
+def episode(name: str, task: str, reward: float | None, *, num_turns: int = 1) -> Episode:
     status = Status("failed", "tool", EVIL) if reward is None else Status("completed")
     turns = (*(turn(EVIL) for _ in range(num_turns - 1)), turn(EVIL, reward or 0.0))
-    return Trajectory(name, task, 0, turns, status, None if reward is None else reward > 0)
+    return Episode((Trajectory(name, task, 0, turns, status, None if reward is None else reward > 0),))
 
 
 GROUPS = [
-    Group(Task("t1", EVIL, EVIL), (trajectory("a", "t1", 1.0), trajectory("b", "t1", 1.0, num_turns=3))),
-    Group(Task("t2", "p", [1]), (trajectory("c", "t2", 0.0), trajectory("d", "t2", 0.5), trajectory("e", "t2", None))),
+    Group(Task("t1", EVIL, EVIL), (episode("a", "t1", 1.0), episode("b", "t1", 1.0, num_turns=3))),
+    Group(Task("t2", "p", [1]), (episode("c", "t2", 0.0), episode("d", "t2", 0.5), episode("e", "t2", None))),
 ]
 
 
@@ -65,7 +65,7 @@ def test_the_report_shows_curves_ledger_and_turns(run: Run) -> None:
     assert 'alt="success" src="data:image/png;base64,' in page
     assert "<th>exact</th><th>&lt;f1&gt;</th>" in page
     assert "<td>2</td><td>\u2013</td><td>0.25</td>" in page
-    assert "Trajectories of iteration 2" in page
+    assert "Episodes of iteration 2" in page
     assert 'title="id 5 · log-prob -0.1000 · probability 0.905"' in page
     assert "probability 0.000" in page
     assert f'<img alt="image/png, 2x1" title="image/png, 2x1" src="{PICTURE.url}">' in page
@@ -96,14 +96,14 @@ def test_a_run_without_an_iteration_has_a_report(run: Run) -> None:
 
 
 def test_the_best_is_short_and_the_worst_is_poor() -> None:
-    chosen = [(title, trajectory.id) for title, _, trajectory in pick(GROUPS, num_each=1)]
+    chosen = [(title, chosen.main.id) for title, _, chosen in pick(GROUPS, num_each=1)]
     assert chosen == [("best", "a"), ("worst", "c"), ("failed", "e")]
     assert pick([]) == []
 
 
 def test_a_huge_observation_is_cut() -> None:
     task = Task("t", "x" * 1_000_000)
-    view = view_trajectory("best", task, trajectory("a", "t", 1.0), decode=str)
+    view = view_episode("best", task, episode("a", "t", 1.0), decode=str)
     assert len(view.prompt) < 10_000
     assert view.prompt.endswith("(992,000 more characters)")
 
@@ -126,8 +126,8 @@ def test_an_evaluation_has_no_row_in_the_ledger() -> None:
 
 
 def test_a_token_without_text_shows_its_id() -> None:
-    view = view_trajectory("best", Task("t", "p"), trajectory("a", "t", 1.0), decode=lambda token: "")
-    assert [token.text for token in view.turns[0].tokens] == ["[5]", "[6]"]
+    view = view_episode("best", Task("t", "p"), episode("a", "t", 1.0), decode=lambda token: "")
+    assert [token.text for token in view.main.turns[0].tokens] == ["[5]", "[6]"]
 
 
 def test_each_metric_is_drawn_in_one_panel_and_files_are_png(run: Run) -> None:
