@@ -31,7 +31,10 @@ def test_groups_without_a_solved_attempt_are_counted_whatever_they_are_paid() ->
         trajectory(Status("completed"), success=True),
         trajectory(Status("truncated", "turns"), success=False),
     )
-    groups = [Group(Task("task", ""), tuple(Episode((one,)) for one in members)) for members in ((lost, missed), (missed, solved), (lost, lost))]
+    groups = [
+        Group(Task("task", ""), tuple(Episode((one,)) for one in members))
+        for members in ((lost, missed), (missed, solved), (lost, lost))
+    ]
     assert rollout_metrics(groups)["groups/unsolved_fraction"] == 0.5
 
 
