@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq -
 VLLM_PIP := $(VENV)-vllm/bin/python -m pip --disable-pip-version-check --no-input
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help demo test test-vllm vllm check lint format layers budgets mypy pyright wheel bench report options coverage clean
+.PHONY: help demo test test-vllm vllm check lint format layers budgets mypy pyright wheel bench mutants report options coverage clean
 .DEFAULT_GOAL := help
 
 help:
@@ -65,6 +65,10 @@ wheel: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	@for script in forest against_trl; do echo "+ $$script $(ARGS)"; HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.$$script $(ARGS); done
+
+# How many changes of the numerical core its tests notice, and which they do not.
+mutants: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.mutants $(ARGS)
 
 report: $(VENV)/.package
 	$(BIN)/agentflow report $(RUN)

@@ -10,6 +10,7 @@ from agentflow.maths.schedules import controlled, cosine, decay, ramp, stairs, s
 def test_ramp_holds_moves_and_holds() -> None:
     values = [ramp(t, start=2.0, end=0.0, begin=0.2, over=0.5) for t in (0.0, 0.2, 0.45, 0.7, 1.0)]
     assert values == pytest.approx([2, 2, 1, 0, 0])
+    assert [ramp(t, start=1.0, end=3.0) for t in (0.0, 0.25, 1.0)] == [1.0, 1.5, 3.0]
     assert [ramp(t, start=1.0, end=3.0, begin=0.5, over=0.0) for t in (0.49, 0.5)] == [1.0, 3.0]
 
 
@@ -31,6 +32,7 @@ def test_train_long_budget() -> None:
     budgets = [decay(t, start=256, factor=0.5, every=100, floor=1) for t in (0, 99, 100, 250, 5000)]
     assert budgets == [256, 256, 128, 64, 1]
     assert decay(3, start=8.0, factor=0.5) == 1.0
+    assert decay(9, start=8.0, factor=0.5) == 8 / 512
 
 
 def test_faker_horizons() -> None:
@@ -47,6 +49,7 @@ def test_faker_kl_weight_after_one_step() -> None:
 
 
 def test_a_controller_stays_within_its_bounds_and_finds_a_target() -> None:
+    assert controlled(1.0, 0.0, -100.0, proportional=1, integral_gain=0)[0] < 1e-40
     assert controlled(1.0, 0.0, 100.0, proportional=1, integral_gain=0, high=3.0)[0] == 3.0
     assert controlled(1.0, 0.0, -100.0, proportional=1, integral_gain=0, low=0.2)[0] == 0.2
     value, total = 5e-4, 0.0

@@ -8,6 +8,7 @@ from agentflow.maths.unit_advantages import (
     combined,
     decoupled,
     group_values,
+    outcome_spread,
     relative,
     smoothing,
     step_returns,
@@ -75,6 +76,8 @@ def test_gdpo_tells_apart_what_the_sum_confuses() -> None:
     np.testing.assert_allclose(summed, [-0.7071, 0.7071, -0.7071, 0.7071], atol=1e-4)
     apart = decoupled([GDPO_FIRST, GDPO_SECOND], GDPO_GROUPS, [1, 1], epsilon=1e-6)
     np.testing.assert_allclose(apart, [-0.7071, 0.7071, -1.4142, 1.4142], atol=1e-4)
+    default = decoupled([GDPO_FIRST, GDPO_SECOND], GDPO_GROUPS, [1, 1])
+    np.testing.assert_allclose(default[3], 2 * 0.5 / (np.sqrt(0.5) + 1e-4), rtol=1e-12)
     np.testing.assert_allclose(whiten(apart), [-0.5477, 0.5477, -1.0954, 1.0954], atol=1e-4)
     np.testing.assert_allclose(whiten(apart, epsilon=0.5, epsilon_on="std"), apart / (apart.std(ddof=1) + 0.5))
 
@@ -102,6 +105,8 @@ def test_we6_gigpo_by_trajectory_and_by_row() -> None:
     trajectories, rewards = whole(0, 0, 1, 1, 1), real(0, 10, 0, 0, 0)
     returns = step_returns(rewards, trajectories, gamma=0.95)
     np.testing.assert_allclose(returns, [9.5, 10, 0, 0, 0])
+    three = step_returns(real(1, 2, 4, 8, 16), whole(0, 1, 0, 2, 2), gamma=0.5)
+    np.testing.assert_allclose(three, [3, 2, 4, 16, 16])
     anchored = anchors(steps, tasks)
     step = relative(returns, anchored, baseline="mean", scale="none")
     np.testing.assert_allclose(step, [6.333333, 0, -3.166667, 0, -3.166667], atol=1e-6)
@@ -142,6 +147,13 @@ def test_we3_the_highest_return_may_be_the_groups_own() -> None:
     returns = real(0.9, 0.5, 0.3, 0.2, 0.1, NAN, 0, 1)
     got = group_values(returns, whole(0, 0, 0, 0, 0, 0, 2, 2), highest=None)
     np.testing.assert_allclose(got, [0.141421, 0, 0.25], atol=1e-6)
+
+
+def test_outcome_spread_is_of_raw_returns_group_by_group() -> None:
+    returns = np.array([1, 0, 5, 5, np.nan, 0, 2, np.nan])
+    groups = np.array([0, 0, 1, 1, 0, 2, 2, 3])
+    np.testing.assert_allclose(outcome_spread(returns, groups), [1, 0, 4, 0])
+    np.testing.assert_allclose(outcome_spread(returns, groups, width=2), [0.25, 0, 1, 0])
 
 
 def test_smoothing_gives_copies_the_weight_of_one_or_leaves_them() -> None:

@@ -41,7 +41,8 @@ def test_a_unit_without_an_entry_has_no_mean() -> None:
     of = whole(0, -1, 2)
     values = np.array([1.0, 5.0, -3.0])
     np.testing.assert_equal(units.unit_sums(values, of, 4), [1, 0, -3, 0])
-    np.testing.assert_equal(units.unit_means(values, of, 4), [1, np.nan, -3, np.nan])
+    with np.errstate(all="raise"):
+        np.testing.assert_equal(units.unit_means(values, of, 4), [1, np.nan, -3, np.nan])
     np.testing.assert_equal(units.unit_maxima(values, of, 4), [1, np.nan, -3, np.nan])
     assert units.num_units(whole()) == 0 and units.unit_means(np.zeros(0), whole()).size == 0
 
@@ -71,6 +72,7 @@ def test_positions_count_within_a_unit_wherever_its_entries_stand(case: tuple[un
 def test_aligned_compares_the_same_place_within_a_group_only() -> None:
     groups, places = whole(0, 0, 0, 0, 1, 1, -1), whole(0, 1, 0, 1, 0, 1, 0)
     assert units.aligned(groups, places).tolist() == [0, 1, 0, 1, 2, 3, -1]
+    assert units.aligned(whole(0, 1, 2, 0), whole(1, 0, 0, -1)).tolist() == [0, 1, 2, -1]
 
 
 def test_segments_of_the_worked_example_and_of_a_second_trajectory() -> None:
@@ -85,7 +87,23 @@ def test_segments_of_the_worked_example_and_of_a_second_trajectory() -> None:
     # The count starts anew in each trajectory: an odd number of cuts in the first does not shift the second.
     odd = units.segments(np.array([0.1, 0.1, 0.1, 0.1, 0.1]), whole(0, 1, 1, 1, 1), below=0.9, every=2)
     assert odd.tolist() == [0, 1, 1, 2, 2]
-    assert units.segments(np.array([0.9]), whole(0), below=0.9, every=1).tolist() == [0]
+    # What is exactly as likely as the bound is no cut.
+    assert units.segments(np.array([0.5, 0.9, 0.5]), whole(0, 0, 0), below=0.9, every=1).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_segments_against_a_loop(every: int) -> None:
+    rng = np.random.default_rng(every)
+    lengths = [7, 1, 23, 12]
+    probs, trajectories = rng.random(43), np.repeat(np.arange(4), lengths)
+    expected, segment, cuts = [], -1, 0
+    for index, (prob, owner) in enumerate(zip(probs.tolist(), trajectories.tolist(), strict=True)):
+        first = index == 0 or owner != trajectories[index - 1]
+        cuts = 0 if first else cuts
+        segment += first or (prob < 0.6 and cuts % every == 0)
+        cuts += prob < 0.6
+        expected.append(segment)
+    assert units.segments(probs, trajectories, below=0.6, every=every).tolist() == expected
 
 
 def test_anchors_join_equal_observations_of_one_task() -> None:
@@ -103,5 +121,5 @@ def test_anchors_by_similarity_compare_with_a_units_first_member() -> None:
 
 def test_items_take_the_first_span_that_a_token_reaches_into() -> None:
     spans = [(2, 5), (5, 9)]
-    offsets = [(0, 2), (2, 4), (4, 6), (6, 6), (5, 5), (9, 9), (8, 12), (9, 10)]
-    assert units.items(spans, offsets).tolist() == [-1, 0, 0, 1, 1, -1, 1, -1]
+    offsets = [(0, 2), (1, 1), (2, 4), (4, 6), (6, 6), (5, 5), (9, 9), (8, 12), (9, 10)]
+    assert units.items(spans, offsets).tolist() == [-1, -1, 0, 0, 1, 1, -1, 1, -1]
