@@ -24,6 +24,7 @@ from agentflow.environment import ENTRY_POINT_GROUP, load_environment
 from agentflow.errors import ConfigError
 from agentflow.policies.vllm.launch import server_python
 from agentflow.policies.vllm.servers import ServerConfig
+from agentflow.starter_policies import starter_folders
 from agentflow.threads import NUMBER, available_cores, num_threads, waiting
 
 DISTRIBUTION = "agentflow-rl"
@@ -174,7 +175,7 @@ def _package_version(name: str) -> Check:
 
 
 def _starter() -> Check:
-    folders: Mapping[str, Path] = importlib.import_module("agentflow.models").STARTER_FOLDERS
+    folders = starter_folders()
     wanted = [folder / name for folder in folders.values() for name in _STARTER_FILES]
     missing = [f"{file.parent.name}/{file.name}" for file in wanted if not file.is_file()]
     if missing:

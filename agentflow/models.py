@@ -14,20 +14,11 @@ from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from agentflow.config import Config, read_yaml
+from agentflow.config import Config
 from agentflow.errors import ModelError
 from agentflow.runs import StoredRun
 from agentflow.scoring.attention import use_agentflow_attention
-
-STARTER = "starter"
-"""Stands for the starter policy of the environment that is played."""
-STARTER_OF = {"websearch": "starter-websearch", "reading": "starter-websearch", "code": "starter-code"}
-"""For each environment, the embedded policy that knows its tools and words."""
-DEFAULT_STARTER = "starter-websearch"
-"""What `starter` stands for in an environment that no starter policy knows."""
-RECOMMENDED = "agentflow.yaml"
-"""The file in a model's folder that says how to train it on."""
-STARTER_FOLDERS = {name: Path(__file__).parent / "starters" / name.partition("-")[2] for name in STARTER_OF.values()}
+from agentflow.starter_policies import STARTER, Part, recommended, starter_folders, starter_for
 
 
 class ModelConfig(Config):
@@ -72,11 +63,6 @@ class LoadedModel:
     recommended: Mapping[str, Any] = field(default_factory=dict)
 
 
-def starter_for(path: str, env: str) -> str:
-    """Return the starter policy that `starter` stands for in an environment; any other model as it is."""
-    return STARTER_OF.get(env, DEFAULT_STARTER) if path == STARTER else path
-
-
 def checkpoint_of(path: str) -> str:
     """Return the latest checkpoint of a run for the run's folder; any other model as it is.
 
@@ -106,9 +92,13 @@ def training_defaults(path: str, *, env: str = "") -> dict[str, Any]:
         ConfigError: The file is no YAML mapping.
         ModelError: The run has no checkpoint yet.
     """
-    name = starter_for(checkpoint_of(path), env)
-    file = STARTER_FOLDERS.get(name, Path(name)) / RECOMMENDED
-    return read_yaml(file) if file.is_file() else {}
+    return recommended(folder_of(checkpoint_of(path), Part(env=env)))
+
+
+def folder_of(path: str, part: Part) -> Path:
+    """Return the folder of a model, where it is one: that of a starter policy where it names one or stands for one."""
+    name = starter_for(path, part)
+    return starter_folders().get(name, Path(name))
 
 
 def load_model(config: ModelConfig, *, env: str = "") -> LoadedModel:
@@ -121,8 +111,8 @@ def load_model(config: ModelConfig, *, env: str = "") -> LoadedModel:
     Raises:
         ModelError: The folder is missing or incomplete, the hub cannot be reached, or the device is not there.
     """
-    name = starter_for(config.path, env)
-    path = str(STARTER_FOLDERS.get(name, name))
+    name = starter_for(config.path, Part(env=env))
+    path = str(folder_of(name, Part(env=env)))
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     if not Path(path).is_dir():
@@ -142,7 +132,7 @@ def load_model(config: ModelConfig, *, env: str = "") -> LoadedModel:
         _checkpoint_gradients(model)
     if config.lora_rank:
         model = _with_lora(model, config)
-    return LoadedModel(model, tokenizer, _short_name(Path(name)), training_defaults(name))
+    return LoadedModel(model, tokenizer, _short_name(Path(name)), recommended(Path(path)))
 
 
 _WANTED = "Give a folder with config.json, weights and tokenizer, a run, a hub id that can be reached, or `starter`."

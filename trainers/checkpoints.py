@@ -17,8 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 from agentflow.errors import DataError
-from agentflow.models import RECOMMENDED, LoadedModel
+from agentflow.models import LoadedModel
 from agentflow.runs import Run
+from agentflow.starter_policies import RECOMMENDED
 from agentflow.trainers.learner import Learner
 
 

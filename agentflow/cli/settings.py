@@ -9,7 +9,8 @@ from agentflow.cli.words import flag_overrides, overrides, section
 from agentflow.config import gather, merge, validate_options
 from agentflow.environment import load_environment
 from agentflow.errors import ConfigError
-from agentflow.models import STARTER, training_defaults
+from agentflow.models import training_defaults
+from agentflow.starter_policies import STARTER
 from agentflow.trainers.algorithm import AlgorithmConfig, check_shaping, load_recipe, refuse_inert
 from agentflow.trainers.settings import DEFAULT_ALGORITHM, TrainConfig
 

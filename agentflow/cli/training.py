@@ -13,9 +13,9 @@ from agentflow.cli.words import hush_libraries, noted_run
 from agentflow.config import Option, describe, suggest, to_yaml
 from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
-from agentflow.models import DEFAULT_STARTER, STARTER, STARTER_OF
 from agentflow.runs import StoredRun
 from agentflow.runs.storage import check_writable
+from agentflow.starter_policies import STARTER, Part, is_learned, starter_for
 from agentflow.trainers import loop
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
@@ -41,10 +41,12 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
         _describe_run(config)
         return
     with open_console(config.run.iterations) as console:
-        if config.model.path == STARTER and config.env.name not in STARTER_OF:
+        part = Part(env=config.env.name)
+        if config.model.path == STARTER and not is_learned(part):
             can_teach = load_environment(config.env.name).expert is not Environment.expert
             console.note(
-                f"No starter policy has learned to play {config.env.name}: expect little of {DEFAULT_STARTER}. "
+                f"No starter policy has learned to play {config.env.name}: expect little of "
+                f"{starter_for(STARTER, part)}. "
                 + ("Teach it first (agentflow sft), or choose" if can_teach else "Choose")
                 + " a larger model (--model)."
             )

@@ -11,10 +11,11 @@ from transformers import AutoConfig
 
 from agentflow.cli.words import hush_libraries
 from agentflow.errors import ModelError
-from agentflow.models import STARTER_FOLDERS, checkpoint_of, starter_for
+from agentflow.models import checkpoint_of, folder_of
 from agentflow.policies.vllm.launch import Served, arguments, server_python, variables
 from agentflow.policies.vllm.server_process import ServerProcess
 from agentflow.policies.vllm.servers import API_SERVER, ServerConfig
+from agentflow.starter_policies import Part
 
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  recognised, not listened on
 
@@ -43,8 +44,7 @@ def serve(
     hush_libraries()
     config = ServerConfig()
     gpus = torch.cuda.device_count()
-    name = starter_for(checkpoint_of(model), env)
-    path = str(STARTER_FOLDERS.get(name, name))
+    path = str(folder_of(checkpoint_of(model), Part(env=env)))
     with tempfile.TemporaryDirectory(prefix="agentflow-vllm-") as kept:
         folder = Path(kept)
         try:

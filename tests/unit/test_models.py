@@ -8,9 +8,10 @@ import pytest
 from agentflow.environments.coding.tasks import tasks
 from agentflow.errors import ModelError
 from agentflow.messages import Message, ToolCall
-from agentflow.models import STARTER_FOLDERS, STARTER_OF, ModelConfig, load_model, starter_for, training_defaults
+from agentflow.models import ModelConfig, load_model, training_defaults
 from agentflow.renderer import Renderer
 from agentflow.runs import Run
+from agentflow.starter_policies import Part, is_learned, parts_of, starter_folders, starter_for
 from agentflow.trainers.settings import RunConfig
 from agentflow.trajectory import Completion
 
@@ -32,17 +33,22 @@ RUN = {
     ],
 )
 def test_the_environment_chooses_among_the_starters_and_nothing_else(path: str, env: str, expected: str) -> None:
-    assert starter_for(path, env) == expected
+    assert starter_for(path, Part(env=env)) == expected
 
 
-@pytest.mark.parametrize("name", sorted(STARTER_FOLDERS))
+def test_a_starter_says_what_it_has_learned_to_play() -> None:
+    assert is_learned(Part(env="reading")) and not is_learned(Part(env="my_shop.py:MyShop"))
+    assert not is_learned(Part(env="websearch", agent="flow", role="verifier"))
+    assert set(parts_of(starter_folders()["starter-code"])) == {Part(env="code")}
+    assert "plays" not in training_defaults("starter-code")
+
+
+@pytest.mark.parametrize("name", sorted(starter_folders()))
 def test_a_starter_is_small_and_recommends_its_own_training(name: str) -> None:
-    loaded = load_model(
-        ModelConfig(path="starter"), env=next(env for env, starter in STARTER_OF.items() if starter == name)
-    )
+    loaded = load_model(ModelConfig(path="starter"), env=parts_of(starter_folders()[name])[0].env)
     assert loaded.name == name
     assert sum(parameter.numel() for parameter in loaded.model.parameters()) < 1_000_000
-    assert sum(file.stat().st_size for file in STARTER_FOLDERS[name].iterdir()) < 4_000_000
+    assert sum(file.stat().st_size for file in starter_folders()[name].iterdir()) < 4_000_000
     assert {"agent", "learner", "evaluation", "run"} <= set(training_defaults(name))
 
 
@@ -54,7 +60,7 @@ def test_a_run_stands_for_its_latest_checkpoint_and_one_without_any_is_refused(t
         ModelConfig(path=str(run))
     loaded = load_model(ModelConfig(path="starter-code"))
     with Run.resume(run) as resumed, resumed.checkpoint(3, keep=1) as folder:
-        shutil.copytree(STARTER_FOLDERS["starter-code"], folder, dirs_exist_ok=True)
+        shutil.copytree(starter_folders()["starter-code"], folder, dirs_exist_ok=True)
     config = ModelConfig(path=str(run))
     assert config.path == str(run / "checkpoints" / "iteration_000003")
     assert ModelConfig(path=config.path) == config

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from agentflow.models import STARTER_FOLDERS, LoadedModel, ModelConfig, load_model
+from agentflow.models import LoadedModel, ModelConfig, load_model
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.policy import Sampling
 from agentflow.sandbox.process_tree import tree_usage
+from agentflow.starter_policies import starter_folders
 from agentflow.trajectory import Completion
 
 STOP = 1
@@ -105,7 +106,7 @@ def differences(
     weights: Mapping[str, torch.Tensor], completions: Sequence[Completion], *, temperature: float = 1.0
 ) -> list[torch.Tensor]:
     """Return how far each token's log-prob is from that of the starter with other weights."""
-    plain = AutoModelForCausalLM.from_pretrained(STARTER_FOLDERS["starter-websearch"], attn_implementation="eager")
+    plain = AutoModelForCausalLM.from_pretrained(starter_folders()["starter-websearch"], attn_implementation="eager")
     plain.load_state_dict(weights)
     return [
         (plain_logprobs(plain, i, c, temperature=temperature) - torch.tensor(c.logprobs)).abs()
