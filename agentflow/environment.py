@@ -15,7 +15,7 @@ import inspect
 import itertools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -37,6 +37,8 @@ Observation: TypeAlias = tuple[Message, ...]
 StepResult: TypeAlias = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 ENTRY_POINT_GROUP = "agentflow.environments"
+SCHEME_GROUP = "agentflow.environment_schemes"
+"""Functions that return the environment class for what stands behind their name and a colon, as `gymnasium:ID`."""
 
 
 class NoOptions(Config):
@@ -173,15 +175,18 @@ def load_environment(spec: str) -> type[Environment]:
     """Find an environment class.
 
     Args:
-        spec: A name of the entry-point group `agentflow.environments`, `package.module:Class`, or
-            `path/to/file.py:Class`.
+        spec: A name of the entry-point group `agentflow.environments`, `package.module:Class`,
+            `path/to/file.py:Class`, or `SCHEME:...` with a name of the group `agentflow.environment_schemes`.
 
     Raises:
         ConfigError: Nothing goes by that name, the file is missing, or the object is no `Environment`.
     """
-    if ":" in spec:
-        location, _, name = spec.rpartition(":")
-        module = _import_file(Path(location)) if location.endswith(".py") else _import_module(location)
+    scheme, _, named = spec.partition(":")
+    schemes = {point.name: point for point in entry_points(group=SCHEME_GROUP)}
+    if named and scheme in schemes:
+        found = schemes[scheme].load()(named)
+    elif ":" in spec:
+        module, location, name = _import_location(spec)
         found = getattr(module, name, None)
         if found is None:
             own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
@@ -201,6 +206,32 @@ def load_environment(spec: str) -> type[Environment]:
             f"{spec!r} is not an agentflow Environment.", "Subclass agentflow.environments.ToolEnvironment."
         )
     return found  # type: ignore[no-any-return]
+
+
+def load_function(spec: str, *, option: str) -> Callable[..., Any]:
+    """Find a function of the user's.
+
+    Args:
+        spec: `package.module:function` or `path/to/file.py:function`.
+        option: The option that named it, for errors.
+
+    Raises:
+        ConfigError: There is no such file, module or function.
+    """
+    if ":" not in spec:
+        raise ConfigError(f"{option} = {spec!r} names no function.", "Write FILE.py:FUNCTION or module:FUNCTION.")
+    module, location, name = _import_location(spec)
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise ConfigError(f"{location!r} has no function {name!r}.", suggest(name, known))
+    return found  # type: ignore[no-any-return]
+
+
+def _import_location(spec: str) -> tuple[Any, str, str]:
+    """Return the module that stands before the last colon, how it was written, and the name behind."""
+    location, _, name = spec.rpartition(":")
+    return (_import_file(Path(location)) if location.endswith(".py") else _import_module(location)), location, name
 
 
 def _is_environment(value: object) -> bool:

@@ -26,7 +26,9 @@ from agentflow.environment_probe import (
     SUCCESS,
     WRONG_ANSWERS,
     Prober,
+    asked_again,
     async_lines_of,
+    begin_alike,
     exchanges,
     faults,
     garbage,
@@ -82,7 +84,12 @@ class _Subject:
     """The environment under check, with the tasks of both splits."""
 
     make: Callable[[], Environment]
-    tasks: tuple[Task, ...]
+    splits: Mapping[Split, tuple[Task, ...]]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks."""
+        return self.splits["train"] + self.splits["heldout"]
 
     @property
     def episodes(self) -> tuple[Task, ...]:
@@ -151,7 +158,7 @@ def _check_all(make: Callable[[], Environment]) -> Iterator[Finding]:
         yield _error(f"Making it and its tasks raised {named(error)}.")
         return
     yield from _check_tasks(splits, again)
-    subject = _Subject(make, splits["train"] + splits["heldout"])
+    subject = _Subject(make, splits)
     for check in _CHECKS:
         try:
             yield from check(subject)
@@ -179,12 +186,20 @@ def _check_tasks(
                 return
         if [_as_json(task) for task in tasks] != [_as_json(task) for task in again[split]]:
             yield _error(f"tasks({split!r}) differs from call to call: draw them with a fixed seed.")
-    # What an episode is about may stand in the metadata alone: a maze's prompt says nothing of its walls.
-    posed = {_posed(task) for task in splits["train"]}
-    shared = [task.id for task in splits["heldout"] if _posed(task) in posed]
-    if shared:
+
+
+def _check_heldout(subject: _Subject) -> Iterator[Finding]:
+    """Held-out tasks are others than those of training."""
+    train, heldout = subject.splits["train"], subject.splits["heldout"]
+    shared, looked_at = asked_again(subject.make(), train, heldout)
+    if not shared:
+        return
+    if len(heldout) > 1 and len(shared) == len(heldout) and begin_alike(subject.make(), heldout):
+        yield _warning("One task: held-out equals training. Success says how well this task is learnt, and no more.")
+    else:
+        share = "" if len(shared) == looked_at else f"of {looked_at} "
         yield _warning(
-            f"{len(shared)} held-out tasks are asked in training too (the first: {shared[0]!r}): "
+            f"{len(shared)} {share}held-out tasks are asked in training too (the first: {shared[0].id!r}): "
             "held-out success will overstate what was learnt."
         )
 
@@ -328,6 +343,7 @@ def _check_garbage(subject: _Subject) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
+    _check_heldout,
     _check_declarations,
     _check_gymnasium,
     _check_contract,
@@ -341,10 +357,6 @@ _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
 
 def _as_json(task: Task) -> str:
     return json.dumps([task.id, task.prompt, task.answer, dict(task.metadata)], allow_nan=False)
-
-
-def _posed(task: Task) -> str:
-    return json.dumps([task.prompt, dict(task.metadata)], sort_keys=True)
 
 
 def _listed(names: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from agentflow.environment import Environment, Expert, Observation, StepResult
@@ -15,6 +15,7 @@ SUCCESS = "success"
 WRONG_ANSWERS = ("", "certainly not the answer 7f3a9c")
 _SAMPLE_ARGUMENTS = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
 _MAX_ERROR_CHARS = 200
+_NUM_OPENINGS = 20
 
 Player: TypeAlias = Callable[[Environment, Task], Expert]
 """Makes whoever plays an episode."""
@@ -92,6 +93,42 @@ async def async_lines_of(environment: Environment, player: Player, task: Task) -
 def _line(result: StepResult) -> str:
     observation, *rest = result
     return json.dumps([[to_chat(message) for message in observation], *rest], default=repr)
+
+
+def asked_again(environment: Environment, train: Sequence[Task], heldout: Sequence[Task]) -> tuple[list[Task], int]:
+    """Find the held-out tasks that pose what a training task poses, and begin as it does.
+
+    What an episode is about may stand in the metadata alone: a maze's prompt says nothing of its walls.
+
+    Returns:
+        These tasks, of the first twenty that may be such, and how many that are; all of them where all twenty are.
+    """
+    same: dict[str, list[Task]] = {}
+    for task in train:
+        same.setdefault(_posed(task), []).append(task)
+    suspects = [task for task in heldout if _posed(task) in same]
+    looked_at = suspects[:_NUM_OPENINGS]
+    seen = {
+        posed: {opening(environment, other) for other in same[posed][:_NUM_OPENINGS]}
+        for posed in dict.fromkeys(map(_posed, looked_at))
+    }
+    again = [task for task in looked_at if opening(environment, task) in seen[_posed(task)]]
+    return (suspects, len(suspects)) if len(again) == len(looked_at) else (again, len(looked_at))
+
+
+def _posed(task: Task) -> str:
+    return json.dumps([task.prompt, dict(task.metadata)], sort_keys=True)
+
+
+def begin_alike(environment: Environment, tasks: Sequence[Task]) -> bool:
+    """Say whether the first tasks all begin with the same words."""
+    return len({opening(environment, task) for task in tasks[:_NUM_OPENINGS]}) == 1
+
+
+def opening(environment: Environment, task: Task) -> str:
+    """Return what an environment says first."""
+    observation, _ = environment.reset(seed=SEED, options={"task": task})
+    return json.dumps([to_chat(message) for message in observation])
 
 
 def faults(environment: Environment, result: StepResult, *, first: bool) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from agentflow.environment import Observation
 from agentflow.environments.navigation.body import MOST_ACTIONS, STEP, STOP, Moved, Pose, bearing, move
 from agentflow.environments.navigation.course import Course
-from agentflow.environments.navigation.house import House, Point, route
+from agentflow.environments.navigation.house import Point, route
 from agentflow.environments.navigation.views import BEYOND, Entry, describe, entries, num_steps
 from agentflow.messages import Message, ToolCall
 
@@ -53,20 +53,28 @@ def is_there(course: Course, pose: Pose, entry: Entry, *, near_steps: int = _NEA
     return entry.room is None and num_steps(pose, entry.point) <= wanted + near_steps
 
 
-def plan(house: House, pose: Pose, target: Point) -> tuple[str, ...]:
-    """Return one to three actions towards a point that is in view; they end where another room begins."""
-    actions: list[str] = []
-    room = house.room_at(pose.position)
-    while len(actions) < MOST_ACTIONS and house.room_at(pose.position) == room:
-        steps = bearing(pose, target)
-        if steps:
-            actions.append(("L" if steps > 0 else "R") * min(abs(steps), 3))
-        elif actions and num_steps(pose, target) == 0:
-            break
-        else:
-            actions.append("F" * min(max(num_steps(pose, target), 1), 3))
-        pose = move(house, pose, actions[-1:]).pose
-    return tuple(actions)
+def plan(pose: Pose, target: Point, *, before: int = 0) -> tuple[str, ...]:
+    """Return one to three actions towards a point in view: what its entry says, first the turn and then the way.
+
+    Args:
+        pose: Where the walker stands.
+        target: The point.
+        before: Steps of 25 cm to leave.
+    """
+    turns = bearing(pose, target)
+    actions = _words("L" if turns > 0 else "R", abs(turns))[:MOST_ACTIONS]
+    steps = max(num_steps(pose, target) - before, 0 if actions else 1)
+    return (*actions, *_words("F", steps)[: MOST_ACTIONS - len(actions)])
+
+
+def _words(letter: str, steps: int) -> tuple[str, ...]:
+    """Return the merged actions of so many steps: `FFF FFF F` for seven."""
+    return tuple(letter * min(3, steps - done) for done in range(0, steps, 3))
+
+
+def plan_for(course: Course, pose: Pose, entry: Entry) -> tuple[str, ...]:
+    """Return the actions towards an entry, which end as far before a landmark as is asked for."""
+    return plan(pose, entry.point, before=round(course.before / STEP) if entry.room is None else 0)
 
 
 def walk(course: Course) -> Walked:
@@ -85,16 +93,7 @@ def walk(course: Course) -> Walked:
 
 def _act(course: Course, pose: Pose) -> Moved:
     entry = aim(course, pose)
-    return move(course.house, pose, (STOP,) if is_there(course, pose, entry) else plan_to(course, pose, entry))
-
-
-def plan_to(course: Course, pose: Pose, entry: Entry) -> tuple[str, ...]:
-    """Return the actions towards an entry; those before a landmark end at the distance that is asked for."""
-    actions = plan(course.house, pose, entry.point)
-    for kept in range(1, len(actions)):
-        if is_there(course, move(course.house, pose, actions[:kept]).pose, entry):
-            return actions[:kept]
-    return actions
+    return move(course.house, pose, (STOP,) if is_there(course, pose, entry) else plan_for(course, pose, entry))
 
 
 class Walker:
@@ -147,7 +146,7 @@ class Walker:
             return (self._rng.choice(_WORDS),)
         if is_there(self._course, self._pose, entry, near_steps=self._near_steps):
             return (STOP,)
-        return plan_to(self._course, self._pose, entry)
+        return plan_for(self._course, self._pose, entry)
 
     def _gives_up(self, entry: Entry) -> bool:
         if self._stops_early:
