@@ -64,7 +64,7 @@ wheel: $(VENV)/.test
 	$(BIN)/python .ci/wheel_smoke.py
 
 bench: $(VENV)/.bench
-	@for script in forest against_trl; do echo "+ $$script $(ARGS)"; HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.$$script $(ARGS); done
+	@for script in forest sandbox against_trl; do echo "+ $$script $(ARGS)"; HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.$$script $(ARGS); done
 
 # How many changes of the numerical core its tests notice, and which they do not.
 mutants: $(VENV)/.test

@@ -43,7 +43,7 @@ EXTRAS = {
     "tantivy": "search in corpora of millions of pages",
 }
 """Packages that nothing needs by default, and what each is for."""
-PROGRAMS = {"docker": "containers as sandboxes", "bwrap": "bubblewrap as a sandbox"}
+PROGRAMS = {"docker": "containers as sandboxes"}
 """Programs that nothing needs by default, and what each is for."""
 _STARTER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _MIN_DISK_GB = 1.0

@@ -1,40 +1,28 @@
 """One container for one program: made ahead, waiting, then fed, read and ended."""
 
 import json
+import math
 import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Usage, max_files
-from agentflow.sandbox.execution import GUEST, Verdict
 from agentflow.sandbox.figures import MAX_WRITTEN_BYTES
 from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
+from agentflow.sandbox.verdict import CANCELLED, Ending
 
 _FOLDER = Path(__file__).parent
-_IMPORT = "from agentflow.sandbox.guest_figures import save_figures\n"  # nothing can be imported inside
-
-
-def _text(*names: str) -> str:
-    parts = [(_FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in names]
-    return "\n".join(parts).replace(_IMPORT, "")
-
-
-_GUESTS = [
-    _text("container_guest"),
-    GUEST,
-    _text("container_session"),
-    _text("process_tree"),
-    _text("guest_figures", "guest_python"),
-]
-_COMMAND = (PYTHON, "-s", "-P", "-c", *_GUESTS)
+_GUEST = "\n".join((_FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in ("guest_figures", "guest"))
+_COMMAND = (PYTHON, "-s", "-P", "-c", (_FOLDER / "container_guest.py").read_text(encoding="utf-8"), _GUEST)
 _OVERHEAD_MB = 16  # of the first process
+_ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _PROGRAM_SPACE_BYTES = 10 << 20  # its source and its plots
 _SHARED_MEMORY_BYTES = 1 << 20
 _MAX_OPEN_FILES = 256
@@ -121,13 +109,11 @@ class Container:
             selector.register(self._socket, selectors.EVENT_READ)
             return not selector.select(0)
 
-    @property
-    def stream(self) -> socket.socket:
-        """Its standard streams: what it says comes in frames, see `Frames`."""
-        return self._socket
-
-    def run(self, program: Program, limits: Limits, *, words: Sequence[str], stop: threading.Event) -> "_Seen":
+    def run(self, program: Program, limits: Limits, *, stop: threading.Event) -> tuple[Ending, bytes]:
         """Run the program to its end, whichever that is; afterwards nothing of the container lives.
+
+        Returns:
+            What was seen of its end, and what it wrote of its plots.
 
         Raises:
             ContainerLost: Somebody else ended the container.
@@ -135,9 +121,7 @@ class Container:
         seen = _Seen(limits)
         started = time.monotonic()
         try:
-            self._exchange(
-                _payload(program, limits, words), seen, lambda: _over(seen, limits, started=started, stop=stop)
-            )
+            self._exchange(_payload(program, limits), seen, lambda: _over(seen, limits, started=started, stop=stop))
         except BaseException:
             self.end()
             raise
@@ -149,7 +133,7 @@ class Container:
             if not ran_out_of_memory(self._api, self.id):
                 raise ContainerLost("its container ended before it said what became of the program")
             seen.ended_by = "memory"
-        return seen
+        return seen.ending(), seen.figures
 
     def end(self) -> None:
         """Kill it, whatever it does; it removes itself."""
@@ -267,14 +251,21 @@ class _Seen:
             program, self.figures = program[:ended], program[ended:]
         self.stderr.add(program)
 
-    def verdict(self) -> tuple[Verdict, int | None]:
-        """Return what was seen, and the program's exit code."""
+    def ending(self) -> Ending:
+        """Return what was seen of the program's end."""
         told = {} if self.ended_by else self.trailer
-        flood = "output_limit" if self.stderr.is_flood else ""
-        usage = Usage(told.get("cpu_s", 0.0), told.get("wall_s", self.wall_s), told.get("memory_mb", 0.0))
-        code = told.get("code")
-        ended_by = self.ended_by or told.get("ended_by", "") or ("memory" if told.get("oom") and code else flood)
-        return Verdict(ended_by, b"", self.stdout, self.stderr, usage, survivors=False), code
+        ended_by = self.ended_by or told.get("ended_by", "")
+        if not ended_by and told.get("oom") and told.get("code"):
+            ended_by = "memory"
+        if not ended_by and self.stderr.is_flood:
+            ended_by = "output_limit"
+        return Ending(
+            ended_by=ended_by,
+            code=told.get("code"),
+            stdout=self.stdout.output(),
+            stderr=self.stderr.output(),
+            usage=Usage(told.get("cpu_s", 0.0), told.get("wall_s", self.wall_s), told.get("memory_mb", 0.0)),
+        )
 
     def _add(self, stream: int, data: bytes) -> None:
         if stream != _STDERR:
@@ -288,19 +279,31 @@ class _Seen:
 
 def _over(seen: _Seen, limits: Limits, *, started: float, stop: threading.Event) -> str:
     if stop.is_set():
-        return "cancelled"
+        return CANCELLED
     if seen.stdout.is_flood or seen.stderr.is_flood:
         return "output_limit"
     return "wall_timeout" if time.monotonic() - started > limits.wall_s + _LATE_S else ""
 
 
-def _payload(program: Program, limits: Limits, words: Sequence[str]) -> bytes:
+def _guest_words(program: Program, limits: Limits) -> list[str]:
+    """Return the arguments of `guest.py` between the path of the source and the descriptor for plots."""
+    numbers = (
+        program.seed,
+        limits.max_processes + 1,  # the first process counts with the program's own
+        (limits.memory_mb + _ADDRESS_SPACE_MARGIN_MB) << 20,
+        math.ceil(limits.cpu_s) + 1,
+        limits.disk_mb << 20,
+    )
+    return [program.language, *map(str, numbers)]
+
+
+def _payload(program: Program, limits: Limits) -> bytes:
     source = program.code.encode("utf-8", "replace")
     head = json.dumps(
         {
             "files": [(name, len(content)) for name, content in program.files.items()],
             "source_bytes": len(source),
-            "words": words,
+            "words": _guest_words(program, limits),
             "cpu_s": limits.cpu_s,
             "wall_s": limits.wall_s,
         }

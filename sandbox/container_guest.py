@@ -24,7 +24,7 @@ import time
 import traceback  # noqa: F401
 from typing import Any
 
-GUEST, TEXTS = sys.argv[1], dict(zip(("container_session", "process_tree", "guest_python"), sys.argv[2:5], strict=True))
+GUEST = sys.argv[1]
 SOURCE = "/program/source"
 FIGURES, FIGURES_BYTES = "/program/figures", 4 + 4 * (4 + (1 << 20))  # as in figures.py
 END, TRAILER_BYTES = b"\0agentflow:", 256
@@ -78,13 +78,6 @@ def loosen() -> None:
         file.write("1000")  # it goes before the first process does
 
 
-def load(name: str) -> dict[str, Any]:
-    """Run a module of the backend and return its names."""
-    names = {"__name__": name, "__file__": f"{name}.py"}
-    exec(compile(TEXTS[name], f"{name}.py", "exec"), names)  # noqa: S102
-    return names
-
-
 def become(words: list[str]) -> None:
     """Turn this child into the program."""
     loosen()
@@ -93,11 +86,11 @@ def become(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Run one program, or serve one session."""
+    """Run one program."""
     # Should the engine die, standard input stays open with nobody there.
-    if len(sys.argv) <= 5 and not select.select([0], [], [], IDLE_S)[0]:
+    if len(sys.argv) <= 2 and not select.select([0], [], [], IDLE_S)[0]:
         sys.exit(0)
-    seed = sys.argv[5] if len(sys.argv) > 5 else str(struct.unpack(">I", take(4))[0])
+    seed = sys.argv[2] if len(sys.argv) > 2 else str(struct.unpack(">I", take(4))[0])
     if seed != os.environ["PYTHONHASHSEED"]:
         # The seed of an interpreter is settled when it starts.
         os.execve(sys.executable, [*sys.orig_argv, seed], {**os.environ, "PYTHONHASHSEED": seed})  # noqa: S606
@@ -106,14 +99,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     ctypes.CDLL(None).prctl(DUMPABLE, 0, 0, 0, 0)
-    if "session" in head:
-        load("container_session")["serve"](
-            head["session"],
-            take,
-            account=lambda: (read(cpu_file, cpu_key) * unit, read(peak_file) / 2**20, read(deaths_file, "oom_kill")),
-            load=load,
-            loosen=loosen,
-        )
     for name, size in head["files"]:
         copy(size, f"/work/{name}")
     copy(head["source_bytes"], SOURCE)
@@ -145,7 +130,7 @@ def main() -> None:
 
 
 def buried(program: int) -> int | None:
-    """Bury whoever has ended; return the program's exit code, 128 and the number for a signal, if it was among them."""
+    """Bury whoever has ended; return the program's exit code, less than 0 for a signal, if it was among them."""
     code = None
     while True:
         try:
@@ -155,8 +140,7 @@ def buried(program: int) -> int | None:
         if not pid:
             return code
         if pid == program:
-            ended = os.waitstatus_to_exitcode(status)
-            code = 128 - ended if ended < 0 else ended
+            code = os.waitstatus_to_exitcode(status)
 
 
 def end_all() -> None:

@@ -18,18 +18,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
 from agentflow.sandbox.container import Build, Container, Shape
-from agentflow.sandbox.docker_sessions import ContainerLauncher
 from agentflow.sandbox.engine import Engine, connect
-from agentflow.sandbox.execution import guest_words, in_thread
-from agentflow.sandbox.figures import with_figures
 from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
-from agentflow.sandbox.launcher import LauncherBroken
 from agentflow.sandbox.seccomp import docker_profile
-from agentflow.sandbox.sessions import open_session
+from agentflow.sandbox.verdict import result_of
+from agentflow.sandbox.waiting import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +81,6 @@ class DockerSandbox:
         num_slots = concurrency or os.cpu_count() or 1
         self.run_id = run_id or secrets.token_hex(4)
         labels = {LABEL: "1", _RUN_LABEL: self.run_id, OWNER_LABEL: owner_mark(os.getpid())}
-        self._launchers: WeakSet[ContainerLauncher] = WeakSet()
         self._slots = asyncio.Semaphore(num_slots)
         build = Build(image, labels, json.dumps(docker_profile(self._engine.architecture)))
         self._pool = _Pool(self._client.api, build, warm=num_slots if warm is None else warm)
@@ -100,37 +95,20 @@ class DockerSandbox:
             return await in_thread(lambda stop: self._run(program, used, stop=stop))
 
     async def session(self, limits: Limits | None = None) -> Session:
-        """Start an interpreter that keeps its state, in a container of its own; see `Sandbox`.
-
-        Memory, processes and work space are bounded once, for all of its cells and branches together; CPU and wall
-        time for each cell.
+        """Refuse: a container runs one program.
 
         Raises:
-            SandboxFailure: It does not start.
+            SandboxUnavailable: Always.
         """
-        used = limits or Limits()
-        launcher = ContainerLauncher(used, lambda: self._take(used))
-        self._launchers.add(launcher)
-        return await open_session(launcher, used, turn=lambda: self._slots, backend=self.name, layers=ENFORCED)
+        raise SandboxUnavailable(
+            "The docker sandbox keeps no interpreter between programs.", "Use `run`, or the process sandbox."
+        )
 
     async def close(self) -> None:
         """End the containers that wait, and see all gone; an engine that is away ends them once it is back."""
         await asyncio.to_thread(self._close)
 
-    def _take(self, limits: Limits) -> Container:
-        """Return a container for a session."""
-        try:
-            return self._pool.take(_shape(limits))
-        except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
-            raise LauncherBroken(self._engine.explain(error, threading.Event())) from None
-
     def _close(self) -> None:
-        launchers = list(self._launchers)
-        for launcher in launchers:
-            launcher.close()
-        deadline = time.monotonic() + _GONE_S
-        for launcher in launchers:
-            launcher.wait(max(0.0, deadline - time.monotonic()))
         try:
             self._pool.close()
             deadline = time.monotonic() + _GONE_S
@@ -151,13 +129,12 @@ class DockerSandbox:
         try:
             container = self._pool.take(_shape(limits))
             try:
-                seen = container.run(program, limits, words=guest_words(program, limits, num_beside=1), stop=stop)
+                ending, figures = container.run(program, limits, stop=stop)
             finally:
                 container.hang_up()
         except Exception as error:  # noqa: BLE001  the SDK passes on whatever its transport raises
             return Result("infra_error", detail=self._engine.explain(error, stop), backend=self.name)
-        verdict, code = seen.verdict()
-        return with_figures(verdict.result(code, backend=self.name, enforced=ENFORCED), seen.figures)
+        return result_of(ending, limits, backend=self.name, enforced=ENFORCED, figures=figures)
 
 
 class _Pool:

@@ -11,15 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agentflow.messages import Base64Bytes, Image
 from agentflow.sandbox.base import Limits, Output, Program, Result, Status, Usage
-from agentflow.sandbox.execution import Verdict
 from agentflow.sandbox.guest_figures import MAX_FIGURES
 from agentflow.sandbox.streams import Kept
+from agentflow.sandbox.verdict import Ending, result_of
 
 MOST = Limits(cpu_s=120.0, wall_s=300.0, memory_mb=8192, disk_mb=1024, output_kb=4096, max_processes=512)
 """What a client may ask of a server."""
 LANGUAGES: Mapping[str, Literal["python", "shell"]] = {"python": "python", "bash": "shell", "shell": "shell"}
 _KILLED = -9
-_SIGNAL_BASE = 128
 
 
 class _Said(BaseModel):
@@ -125,12 +124,14 @@ class RunAnswer(_Said):
         run = self.run_result
         if self.status == "SandboxError" or run is None or run.status == "Error":
             return Result("infra_error", detail=self.message[:400] or "the server says no more", backend=backend)
-        late = "wall_timeout" if run.status == "TimeLimitExceeded" else ""
-        usage = Usage(wall_s=run.execution_time or 0.0)
-        out, err = _kept(run.stdout, limits), _kept(run.stderr, limits)
-        code = run.return_code
-        code = _SIGNAL_BASE - code if code is not None and code < 0 else code
-        return Verdict(late, b"", out, err, usage, survivors=False).result(code, backend=backend, enforced=())
+        ending = Ending(
+            ended_by="wall_timeout" if run.status == "TimeLimitExceeded" else "",
+            code=run.return_code,
+            stdout=_kept(run.stdout, limits),
+            stderr=_kept(run.stderr, limits),
+            usage=Usage(wall_s=run.execution_time or 0.0),
+        )
+        return result_of(ending, limits, backend=backend)
 
 
 def request_json(program: Program, limits: Limits) -> str:
@@ -173,7 +174,7 @@ def answer_json(result: Result) -> str:
     return answer.model_dump_json()
 
 
-def _kept(text: str | None, limits: Limits) -> Kept:
+def _kept(text: str | None, limits: Limits) -> Output:
     kept = Kept(limits.output_kb << 10)
     kept.add((text or "").encode("utf-8", "replace"))
-    return kept
+    return kept.output()

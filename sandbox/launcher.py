@@ -40,7 +40,7 @@ def spec_of(kind: str, limits: Limits) -> Event:
     return {"kind": kind, "max_files": max_files(limits.disk_mb), **limits.model_dump()}
 
 
-def usage_of(event: Event) -> Usage:
+def usage_of(event: Mapping[str, Any]) -> Usage:
     """Return what an execution used, as its zygote told."""
     return Usage(*(float(event.get(name, 0.0)) for name in ("cpu_s", "wall_s", "memory_mb")))
 

@@ -100,10 +100,6 @@ class TreeMeter:
         self._cpu_s = 0.0
         self._peak_mb = 0.0
         self._own_cpu_s: dict[int, float] = {}
-        self.pids: frozenset[int] = frozenset()
-        """Every process that was ever seen."""
-        self.alive: frozenset[int] = frozenset()
-        """Those of the last sample, without the root."""
 
     def sample(self) -> Sample:
         """Measure."""
@@ -113,8 +109,6 @@ class TreeMeter:
         # A process that nobody waits for takes what it used out of the tree with it; what was seen of it counts.
         self._own_cpu_s |= usage.own_cpu_s
         self._cpu_s = max(self._cpu_s, usage.cpu_s, sum(self._own_cpu_s.values()))
-        self.pids |= usage.pids
-        self.alive = usage.pids - {self._pid}
         return Sample(self._cpu_s, self._peak_mb, num_processes=num_below)
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from agentflow.errors import ConfigError, UserError
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
-from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.docker import DockerSandbox
 from agentflow.sandbox.http_client import HttpSandbox
 from agentflow.sandbox.process import ProcessSandbox
@@ -21,10 +20,6 @@ def _process(packages: Sequence[str] = ()) -> Sandbox:
     return ProcessSandbox(packages=packages)
 
 
-def _bubblewrap(packages: Sequence[str] = ()) -> Sandbox:
-    return BubblewrapSandbox()
-
-
 def _docker(packages: Sequence[str] = ()) -> Sandbox:
     if packages:
         words = " ".join(f"--with {name}" for name in packages)
@@ -34,7 +29,6 @@ def _docker(packages: Sequence[str] = ()) -> Sandbox:
 
 BACKENDS: Mapping[str, Callable[..., Sandbox]] = {
     ProcessSandbox.name: _process,
-    BubblewrapSandbox.name: _bubblewrap,
     DockerSandbox.name: _docker,
 }
 """The backends by name, in the order in which `auto` tries them."""

@@ -14,21 +14,22 @@ import importlib.util
 import marshal
 import os
 import re
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
-from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, Session, Status, refusal
-from agentflow.sandbox.execution import limit_named, to_the_end
-from agentflow.sandbox.figures import FigureFile, with_figures
+from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, Session, refusal
+from agentflow.sandbox.figures import FigureFile
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.packages import shown_paths
 from agentflow.sandbox.sessions import open_session
 from agentflow.sandbox.streams import Kept, Pipe, memory_file
+from agentflow.sandbox.verdict import CANCELLED, Ending, result_of
+from agentflow.sandbox.waiting import to_the_end
 from agentflow.sandbox.worker import READY, REFUSED
 
 _FIRST_UID = 21_000  # one user a slot, so that one execution's processes are never another's
@@ -74,7 +75,7 @@ class ProcessSandbox:
         async with self._turn() as slot:
             execution = _Execution(slot, used, is_heavy=_IMPORTS_HEAVY.search(program.code) is not None)
             # A caller that no longer waits must not leave the program behind, nor take its slot along.
-            return await to_the_end(execution.run(program), give_up=lambda: execution.end("cancelled"))
+            return await to_the_end(execution.run(program), give_up=lambda: execution.end(CANCELLED))
 
     async def session(self, limits: Limits | None = None) -> Session:
         """Start an interpreter that keeps its state; see `Sandbox`.
@@ -89,7 +90,7 @@ class ProcessSandbox:
             launcher = next(self._turns).launcher(is_heavy=True)
         except LauncherBroken as error:
             raise SandboxFailure(f"a session of the {self.name} sandbox did not start: {error}") from None
-        return await open_session(launcher, limits or Limits(), turn=self._turn)
+        return await open_session(launcher, limits or Limits(), turn=self._turn, backend=self.name)
 
     async def close(self) -> None:
         """End the zygotes, and with them everything they started; no other is started."""
@@ -195,20 +196,9 @@ class _Execution:
         except (LauncherBroken, OSError) as error:  # nothing was started; others of the zygote go on
             event = {"broken": str(error)}
         stdout, stderr = (each.output() for each in kept)
-        status, detail = _status(event, self._limits, last_line=stderr.last_line)
-        code = os.waitstatus_to_exitcode(int(event.get("status", 0)))
-        result = Result(
-            status,
-            exit_code=code if status in ("ok", "nonzero_exit") else None,
-            signal=-code if status == "signal" else None,
-            stdout=stdout,
-            stderr=stderr,
-            usage=usage_of(event),
-            detail=detail,
-            backend=ProcessSandbox.name,
-            enforced=self._slot.enforced,
-        )
-        return with_figures(result, plots)
+        ending = replace(_ending(event), stdout=stdout, stderr=stderr)
+        backend, enforced = ProcessSandbox.name, self._slot.enforced
+        return result_of(ending, self._limits, backend=backend, enforced=enforced, figures=plots)
 
     async def _start(self, program: Program, stdout: Pipe, stderr: Pipe, *, figures: FigureFile) -> None:
         code = program.code.encode("utf-8", "replace").decode()
@@ -232,36 +222,24 @@ class _Execution:
             self._died.set_result(event)
 
 
-def _status(event: Mapping[str, Any], limits: Limits, *, last_line: bytes) -> tuple[Status, str]:
-    """Judge how an execution ended."""
+def _ending(event: Mapping[str, Any]) -> Ending:
+    """Return what the zygote saw."""
     if "broken" in event:
-        return "infra_error", event["broken"]
-    if event["reason"] == "cancelled":
-        return "infra_error", "nobody waits for the program any more"
-    if event["reason"] or event["out_of_memory"]:
-        return event["reason"] or "memory", ""
-    if "status" not in event:
-        return "infra_error", "process 1 ended without a word"
+        return Ending(broken=event["broken"], usage=usage_of(event))
+    ended_by = event["reason"] or ("memory" if event["out_of_memory"] else "")
     first, *hints = event["hints"] or [""]
+    ending = Ending(ended_by=ended_by, usage=usage_of(event))
+    if ended_by:
+        return ending
+    if "status" not in event:
+        return replace(ending, broken="process 1 ended without a word")
     if first.startswith(REFUSED):
-        return "refused", first.removeprefix(REFUSED)
+        return replace(ending, refused=first.removeprefix(REFUSED))
     if first != READY:
-        return "infra_error", f"the worker did not start: {first}"
-    code = os.waitstatus_to_exitcode(event["status"])
-    if event["cpu_s"] > limits.cpu_s or code == -signal.SIGXCPU:
-        return "cpu_timeout", ""
-    return ("ok" if code == 0 else _cause(event, hints, code=code) or limit_named(last_line) or "nonzero_exit"), ""
-
-
-def _cause(event: Mapping[str, Any], hints: Sequence[str], *, code: int) -> Status | None:
-    """Name the limit that a program which failed ran into; None if it ran into none."""
-    causes: Mapping[Status, bool] = {
-        "disk": event["is_full"] or "disk" in hints or code == -signal.SIGXFSZ,
-        "memory": "memory" in hints,
-        "pids": event["out_of_processes"] or "pids" in hints,
-        "signal": code < 0,
-    }
-    return next((status for status, is_so in causes.items() if is_so), None)
+        return replace(ending, broken=f"the worker did not start: {first}")
+    seen = {"disk": event["is_full"], "pids": event["out_of_processes"]}
+    met = [*hints, *(status for status, is_so in seen.items() if is_so)]
+    return replace(ending, code=os.waitstatus_to_exitcode(event["status"]), met=met)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,23 +49,6 @@ def tree_usage(root: int, *, with_root: bool = False) -> TreeUsage:
             own[pid] = (int(fields[_USER_TICKS]) + int(fields[_USER_TICKS + 1])) / _TICKS
         waiting += _children(pid)
     return TreeUsage(ticks / _TICKS, pages * _PAGE_MB, own)
-
-
-def num_files(pids: Collection[int], folder: str) -> int:
-    """Count the files of a folder that is a file system of the processes' own; 0 where it is not, or not to be seen."""
-    if not pids:
-        return 0
-    inside = f"/proc/{next(iter(pids))}/root{folder}"
-    try:
-        # While a place is being built, its processes still see the host's folders.
-        if os.path.isdir(folder) and os.stat(inside).st_dev == os.stat(folder).st_dev:
-            return 0
-        if os.stat(inside).st_dev == os.stat(os.path.dirname(inside)).st_dev:
-            return 0
-        place = os.statvfs(inside)
-    except OSError:
-        return 0
-    return place.f_files - place.f_ffree
 
 
 def is_alive(pid: int) -> bool:

@@ -178,7 +178,7 @@ def call_numbers(machine: str | None = None) -> Mapping[str, int]:
 
 
 def bpf_filter(machine: str | None = None) -> bytes:
-    """Return the filter as the array of `struct sock_filter` that seccomp and bubblewrap take.
+    """Return the filter as the array of `struct sock_filter` that seccomp takes.
 
     Args:
         machine: The architecture; None for this machine's.

@@ -11,20 +11,22 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import replace
 from types import TracebackType
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
-from agentflow.sandbox.execution import to_the_end
-from agentflow.sandbox.figures import FigureFile, with_figures
+from agentflow.sandbox.figures import FigureFile
 from agentflow.sandbox.groups import Group, enforced
 from agentflow.sandbox.guest_python import VALUE_BYTES
-from agentflow.sandbox.launcher import Event, LauncherBroken, spec_of, usage_of
+from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.streams import Kept, Pipe, memory_file
+from agentflow.sandbox.verdict import Ending, judge, result_of
+from agentflow.sandbox.waiting import to_the_end
 
 _PACKET_BYTES = 1 << 17
 _START_S = 30.0
@@ -34,7 +36,6 @@ _MAX_WORDS = 400
 _MAX_HINTS = 64
 _MAX_STRAY = 1000
 _ENDS = frozenset({"cpu_timeout", "wall_timeout", "memory", "pids", "output_limit", "signal"})
-_WORDS: Mapping[str, Status] = {"memory": "memory", "disk": "disk", "pids": "pids"}
 Turn = Callable[[], AbstractAsyncContextManager[object]]
 
 
@@ -54,39 +55,20 @@ class _Report(BaseModel, strict=True):
     words: list[Annotated[str, Field(max_length=_MAX_WORDS)]] = Field(max_length=_MAX_HINTS)
 
 
-class Starter(Protocol):
-    """What starts the processes of a session and watches them: see `Launcher`."""
-
-    async def start(self, spec: Mapping[str, Any], files: Mapping[str, int], listen: Callable[[Event], None]) -> int:
-        """Begin; events go to `listen`, `died` being the last."""
-        ...
-
-    def ask(self, number: int, op: str, **words: Any) -> None:
-        """Ask something of a session."""
-        ...
-
-    def close(self) -> None:
-        """End everything."""
-        ...
-
-
-async def open_session(
-    launcher: Starter, limits: Limits, *, turn: Turn, backend: str = "process", layers: tuple[str, ...] = ()
-) -> Session:
+async def open_session(launcher: Launcher, limits: Limits, *, turn: Turn, backend: str) -> Session:
     """Fork an interpreter and wait until it is ready.
 
     Args:
-        launcher: Of the zygote that it is forked from, or of its container.
+        launcher: Of the zygote that it is forked from.
         limits: For all cells together, except CPU time, wall time and output.
         turn: Waits until a cell may run.
         backend: Who runs it.
-        layers: What its container enforces; empty for one in a control group of this process's making.
 
     Raises:
         SandboxFailure: It did not start.
     """
     try:
-        family = _Family(launcher, limits, backend=backend, layers=layers)
+        family = _Family(launcher, limits, backend=backend)
     except OSError as error:
         raise SandboxFailure(f"a session of the {backend} sandbox did not start: {error}") from None
     try:
@@ -104,10 +86,9 @@ async def open_session(
 class _Family:
     """The processes of one session: its first branch and all copies of it."""
 
-    def __init__(self, launcher: Starter, limits: Limits, *, backend: str, layers: tuple[str, ...]) -> None:
+    def __init__(self, launcher: Launcher, limits: Limits, *, backend: str) -> None:
         self.limits = limits
         self.backend = backend
-        self._layers = layers
         self.lock = asyncio.Lock()
         self.branches = 0
         self.figures = FigureFile()
@@ -121,7 +102,7 @@ class _Family:
 
     @property
     def enforced(self) -> tuple[str, ...]:
-        return self._layers or enforced(self._group)
+        return enforced(self._group)
 
     @property
     def what_broke(self) -> str:
@@ -142,7 +123,7 @@ class _Family:
             opened.callback(os.close, silent)
             files = {"channel": there.fileno(), "stdout": silent, "stderr": silent, "stdin": silent}
             files["figures"] = self.figures.descriptor
-            self._group = None if self._layers else Group.create()
+            self._group = Group.create()
             if self._group is not None:
                 self._group.limit(self.limits)
                 group_files = self._group.open_files()
@@ -172,16 +153,16 @@ class _Family:
         """End one branch."""
         self._launcher.ask(self._number, "end", reason=reason, pid=pid)
 
-    def fate(self, pid: int) -> tuple[Status, str]:
+    def fate(self, pid: int) -> Ending:
         """Say how a branch ended whose channel is closed."""
         if self._died.done():
             event = self._died.result()
             if "broken" in event:
-                return "infra_error", event["broken"]
+                return Ending(broken=event["broken"])
             self._out_of_memory |= event["out_of_memory"]
             self._stopped.setdefault(pid, event["reason"])
         reason = self._stopped.get(pid) or ("memory" if self._out_of_memory else "signal")
-        return (reason, "") if reason in _ENDS else ("refused", "it was closed")
+        return Ending(ended_by=reason) if reason in _ENDS else Ending(refused="it was closed")
 
     def abandon(self, pid: int) -> None:
         """End a branch whose cell nobody waits for; its channel tells when it is over."""
@@ -256,10 +237,10 @@ class _Branch:
         used = limits or self._family.limits
         async with self._family.lock, self._turn():
             if self._family.is_over and not self._why_over:
-                status, detail = self._family.fate(self._pid)
-                self._leave(detail or "it used too much between its cells")
-                if status == "infra_error":
-                    return Result(status, detail=detail, backend=self._family.backend)
+                ending = self._family.fate(self._pid)
+                self._leave(ending.broken or ending.refused or "it used too much between its cells")
+                if ending.broken:
+                    return Result("infra_error", detail=ending.broken, backend=self._family.backend)
             if self._why_over:
                 return Result("refused", detail=f"the session is over: {self._why_over}", backend=self._family.backend)
             self._work = asyncio.ensure_future(self._exec(code, used))
@@ -324,30 +305,21 @@ class _Branch:
                 report = None
             with contextlib.suppress(LauncherBroken):
                 usage = await family.rest()
-        stdout, stderr = (each.output() for each in kept)
-        status: Status
-        detail, value, exit_code = "", "", None
         if report is None:
-            status, detail = family.fate(self._pid)
-            self._leave(f"its last cell ended with {status}")
+            ending = family.fate(self._pid)
+            self._leave(f"its last cell ended with {judge(ending, limits)[0]}")
         else:
-            exit_code, value = report.exit_code, report.value
-            status = "ok"
-            if exit_code:
-                causes: list[Status] = [_WORDS[word] for word in report.words if word in _WORDS]
-                status, exit_code = (causes[0], None) if causes else ("nonzero_exit", exit_code)
-        result = Result(
-            status,
-            exit_code=exit_code,
-            stdout=stdout,
-            stderr=stderr,
-            value=value,
-            usage=usage,
-            detail=detail,
-            backend=self._family.backend,
+            ending = Ending(code=report.exit_code, met=report.words)
+        stdout, stderr = (each.output() for each in kept)
+        result = result_of(
+            replace(ending, stdout=stdout, stderr=stderr),
+            limits,
+            backend=family.backend,
             enforced=family.enforced,
+            value=report.value if report is not None else "",
+            figures=family.figures.take(),
         )
-        return with_figures(result, family.figures.take())
+        return replace(result, usage=usage)  # a cell that came to its end is judged by no clock
 
     async def _exchange(self, source: int, limits: Limits, *, streams: list[Pipe]) -> _Report | None:
         """Send a cell and return its report; None if the branch ended, or speaks nonsense."""

@@ -21,7 +21,7 @@ settings.register_profile("agentflow", deadline=None, derandomize=True)
 settings.load_profile("agentflow")
 
 
-_PROGRAMS = {"bwrap": "bubblewrap", "dockerd": "docker.io"}
+_PROGRAMS = {"dockerd": "docker.io"}
 _INSTALL_S = 300
 
 

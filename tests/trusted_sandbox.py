@@ -1,7 +1,6 @@
 """A sandbox for the tests' own programs: a plain subprocess with limits, which contains nobody."""
 
 import asyncio
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from agentflow.sandbox.base import Limits, Output, Program, Result, Sandbox, Session
-from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.process import ProcessSandbox
 
 
@@ -20,7 +18,6 @@ def namespaces_work() -> bool:
     return subprocess.run(words, check=False, timeout=60).returncode == 0
 
 
-real = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 real_process = pytest.mark.skipif(not namespaces_work(), reason="this kernel gives no user namespaces here")
 LIMITS = Limits(cpu_s=2.0, wall_s=3.0, memory_mb=400)
 
@@ -77,7 +74,7 @@ def _kept(text: bytes | None, limits: Limits) -> Output:
 
 def sandboxes() -> Sequence[Any]:
     """Return what tests run over: the stand-in, and the real ones where they run."""
-    return ("trusted", pytest.param("process", marks=real_process), pytest.param("bubblewrap", marks=real))
+    return ("trusted", pytest.param("process", marks=real_process))
 
 
 def make_sandbox(name: str) -> Sandbox:
@@ -85,6 +82,5 @@ def make_sandbox(name: str) -> Sandbox:
     made: dict[str, Callable[[], Sandbox]] = {
         "trusted": TrustedSubprocess,
         "process": ProcessSandbox,
-        "bubblewrap": BubblewrapSandbox,
     }
     return made[name]()

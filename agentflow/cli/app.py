@@ -285,17 +285,6 @@ def sandbox_doctor() -> None:
     raise typer.Exit(0 if sandboxes.doctor() else 1)
 
 
-@sandbox.command("bench")
-def sandbox_bench(
-    backend: Annotated[str, typer.Option(metavar="NAME", help="The sandbox; by default the first that works.")] = "",
-    executions: Annotated[int, typer.Option(min=0, help="Mixed executions of the test for leaks.")] = 1000,
-) -> None:
-    """Measure a sandbox beside plain Python, and count what many executions leave behind."""
-    from agentflow.cli import sandboxes
-
-    raise typer.Exit(0 if sandboxes.bench(backend=backend, executions=executions) else 1)
-
-
 @sandbox.command("attack")
 def sandbox_attack(
     backend: Annotated[str, typer.Option(metavar="NAME", help="The sandbox; by default the first that works.")] = "",

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -15,7 +15,6 @@ from agentflow.errors import ConfigError, DataError, UserError
 from agentflow.sandbox.attacks.base import GROUPS, Attack, Verdict
 from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox, chosen
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox
-from agentflow.sandbox.bench import Speed, leaves_behind, measure
 from agentflow.sandbox.docker import build_image
 from agentflow.sandbox.docker import gc as docker_gc
 from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
@@ -55,28 +54,6 @@ def run(file: Path, *, backend: str, limits: dict[str, Any], packages: Sequence[
 def _fit_for(stream: TextIO, text: str) -> str:
     """Return what a program wrote so that it commands no terminal: control characters are spelled out there."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if stream.isatty() else text
-
-
-def bench(*, backend: str, executions: int) -> bool:
-    """Print how fast a sandbox is and what it leaves behind; whether nothing went wrong and nothing is left.
-
-    Raises:
-        SandboxUnavailable: No sandbox works here.
-    """
-    speeds, left = asyncio.run(_bench(backend, executions))
-    rows = [(speed.name, speed.per_s, speed.of_plain, speed.p50_ms, speed.p99_ms) for speed in speeds]
-    print_table(("what", "executions/s", "of plain python", "p50 ms", "p99 ms"), rows)
-    if not executions:
-        return True
-    counts = ", ".join(f"{name} {value:+d}" for name, value in left.items())
-    typer.echo(f"after {executions} mixed executions: {counts}")
-    return not any(value > 0 for name, value in left.items() if name != "kilobytes")
-
-
-async def _bench(backend: str, executions: int) -> tuple[list[Speed], Mapping[str, int]]:
-    async with _opened(backend) as sandbox:
-        speeds = await measure(sandbox)
-        return speeds, await leaves_behind(sandbox, executions) if executions else {}
 
 
 def image(name: str, packages: Sequence[str]) -> None:

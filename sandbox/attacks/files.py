@@ -93,7 +93,7 @@ ATTACKS = (
         # What runs cannot be opened for writing, whatever else permits it; the libraries that it has loaded can.
         code=f"{_OPEN}hold('/proc/self/exe', '/proc/1/exe', f'/proc/{{os.getppid()}}/exe')\n"
         "hold(*{line.split()[-1] for line in read('/proc/self/maps').decode().splitlines() if '.so' in line})\nshow()",
-        judge=judges.opens(r"python|bwrap|/exe$|docker|pytest|agentflow|\.so", writable=True),
+        judge=judges.opens(r"python|/exe$|docker|pytest|agentflow|\.so", writable=True),
     ),
     Attack(
         name="files/settings of the kernel, for writing",

@@ -10,7 +10,7 @@ from agentflow.environments.coding import Code
 from agentflow.messages import Message, ToolCall
 from agentflow.runs import StoredRun
 from agentflow.sandbox.shared import SharedSandbox
-from tests.trusted_sandbox import LIMITS, TrustedSubprocess, real
+from tests.trusted_sandbox import LIMITS, TrustedSubprocess, real_process
 
 SMALL: dict[str, Any] = {"train_tasks": 12, "heldout_tasks": 6, "limits": LIMITS.model_dump()}
 SHARED = SharedSandbox(TrustedSubprocess)
@@ -71,7 +71,7 @@ def test_a_set_of_ones_own_is_played(tmp_path):
     assert info["reward_terms"]["tests"] == 0.5 and not info["success"]
 
 
-@real
+@real_process
 def test_the_real_sandbox_plays_every_gold_answer():
     report = validate_answers(Code, "heldout", train_tasks=12, heldout_tasks=24)
     assert (report.num_answers + report.num_played, report.failing) == (24, {})

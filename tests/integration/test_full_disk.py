@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trusted_sandbox import real, real_process
+from tests.trusted_sandbox import real_process
 
-BACKENDS = pytest.mark.parametrize(
-    "backend", [pytest.param("process", marks=real_process), pytest.param("bubblewrap", marks=real)]
-)
+BACKENDS = pytest.mark.parametrize("backend", [pytest.param("process", marks=real_process)])
 # A disk of so many bytes is mounted where nobody else sees it.
 RUN_WITH_FULL_TMP = """
 mount -t tmpfs -o size=64k tmpfs /tmp && echo 'open("/tmp/x", "w").write("x" * 9999); print(6 * 7)' > /tmp/program.py

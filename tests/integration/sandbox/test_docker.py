@@ -17,7 +17,7 @@ from agentflow.errors import ConfigError
 from agentflow.sandbox import docker as backend
 from agentflow.sandbox.attacks.base import Verdict
 from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
-from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session
+from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable
 from agentflow.sandbox.container import ran_out_of_memory
 from agentflow.sandbox.docker import DockerSandbox, build_image, gc, is_dead, owner_mark
 from agentflow.sandbox.engine import connect
@@ -26,8 +26,6 @@ from agentflow.sandbox.probe import open_sandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS, run
-from tests.integration.sandbox.session_contract import *  # noqa: F403
-from tests.integration.sandbox.session_contract import in_session
 from tests.processes import started
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -41,11 +39,6 @@ def sandbox(engine: str) -> Iterator[SharedSandbox]:
     yield shared
     asyncio.run(shared.close())
     assert not listed(RUN)
-
-
-@pytest.fixture
-def metering() -> str:
-    return "control group"
 
 
 def listed(run_id: str) -> list[str]:
@@ -107,11 +100,12 @@ REACHING = (
 
 
 def test_first_process_can_be_neither_read_nor_written_nor_signalled(sandbox: SharedSandbox) -> None:
-    async def work(session: Session) -> list[str]:
-        return [(await session.exec(cell)).stdout.text for cell in (REACHING, "print('next')")]
-
     assert run(sandbox, REACHING).stdout.text == "done\n"
-    assert in_session(sandbox, work) == ["done\n", "next\n"]
+
+
+def test_no_interpreter_is_kept_for_sessions(sandbox: SharedSandbox) -> None:
+    with pytest.raises(SandboxUnavailable, match=r"keeps no interpreter.*the process sandbox"):
+        asyncio.run(sandbox.session())
 
 
 @pytest.mark.parametrize(("size_mb", "ran_out"), [(100, True), (1, False)])
@@ -126,53 +120,6 @@ def test_engine_tells_whose_memory_ran_out(size_mb: int, ran_out: bool) -> None:
         assert ran_out_of_memory(api, container) is ran_out
     finally:
         api.remove_container(container, force=True)
-
-
-_LATER_FLOODS = """
-import os, stat, threading, time
-def is_socket(fd):
-  try: return stat.S_ISSOCK(os.fstat(fd).st_mode)
-  except OSError: return False
-def flood():
-  time.sleep(0.5)
-  channel, = filter(is_socket, range(3, 30))
-  while True: os.write(channel, b"x" * 4000)
-threading.Thread(target=flood).start()
-"""
-
-
-def test_session_that_floods_its_channel_between_cells_can_still_be_ended() -> None:
-    async def work(sandbox: DockerSandbox) -> str:
-        async with await sandbox.session(LIMITS) as session:
-            status = (await session.exec(_LATER_FLOODS)).status
-            await asyncio.sleep(3)
-            await asyncio.wait_for(sandbox.close(), 30)
-            return status
-
-    assert play(work) == "ok"
-
-
-def test_output_that_the_event_loop_is_slow_to_read_arrives_whole_and_keeps_nobody() -> None:
-    async def work(sandbox: DockerSandbox) -> tuple[int, float]:
-        async with await sandbox.session(LIMITS) as session:
-            cell = asyncio.ensure_future(session.exec("print('x' * (1 << 20))", limits=Limits(output_kb=1 << 11)))
-            await asyncio.sleep(0.1)
-            time.sleep(1.5)  # whatever else its caller does
-            num_bytes = (await cell).stdout.num_bytes
-            stuck = asyncio.ensure_future(
-                session.exec("while True: print('x' * 1000)", limits=Limits(output_kb=1 << 11))
-            )
-            await asyncio.sleep(0.1)
-            time.sleep(1.0)
-            started = time.monotonic()
-            session._family.give_up()  # type: ignore[attr-defined]
-            seconds = time.monotonic() - started
-            await stuck
-            return num_bytes, seconds
-
-    num_bytes, seconds = play(work)
-    assert num_bytes == (1 << 20) + 1
-    assert seconds < 0.5
 
 
 def test_work_space_counts_as_memory(sandbox: SharedSandbox) -> None:
@@ -247,8 +194,6 @@ from agentflow.sandbox.docker import DockerSandbox
 async def main():
     sandbox = DockerSandbox(concurrency=2, run_id=sys.argv[1])
     await sandbox.run(Program("pass"), Limits(wall_s=3))
-    session = await sandbox.session(Limits(wall_s=60))
-    cell = asyncio.ensure_future(session.exec("import time; time.sleep(60)"))
     running = asyncio.ensure_future(sandbox.run(Program("import time; time.sleep(60)"), Limits(wall_s=3)))
     await asyncio.sleep(1)
     print("running", flush=True)

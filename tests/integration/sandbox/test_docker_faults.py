@@ -15,7 +15,7 @@ from requests.exceptions import Timeout
 from agentflow.cli import main
 from agentflow.concurrency import DaemonThreads
 from agentflow.errors import RunAborted
-from agentflow.sandbox.base import Program, Result, SandboxFailure
+from agentflow.sandbox.base import Program, Result
 from agentflow.sandbox.container import ran_out_of_memory
 from agentflow.sandbox.docker import DockerSandbox
 from agentflow.sandbox.shared import SharedSandbox
@@ -64,29 +64,6 @@ def test_no_reward_is_invented_once_an_engine_is_gone(engine: Engine, caplog: py
     assert min(kinds.count("completed"), kinds.count("failed")) > 0
     assert not invented(collected)
     assert "may be left" in caplog.text
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_session_whose_engine_stops_is_no_verdict_and_the_next_one_waits_for_it(engine: Engine, number: int) -> None:
-    async def work() -> tuple[Result, Result, Result]:
-        sandbox = DockerSandbox(1, warm=0)
-        session = await sandbox.session()
-        running = asyncio.ensure_future(session.exec("import time; time.sleep(60)"))
-        await asyncio.sleep(0.5)
-        await asyncio.to_thread(engine.stop, number)
-        broken, after = await running, await session.exec("1")
-        back = asyncio.ensure_future(asyncio.to_thread(engine.start))
-        with pytest.raises(SandboxFailure, match=f"did not start: the Docker engine at {engine.address} went away"):
-            await sandbox.session()
-        await back
-        async with await sandbox.session() as following:
-            last = await following.exec("6 * 7")
-        await sandbox.close()
-        return broken, after, last
-
-    broken, after, last = asyncio.run(work())
-    assert (broken.status, after.status, last.value) == ("infra_error", "refused", "42")
-    assert "its container ended: the engine was stopped" in broken.detail
 
 
 def test_engine_that_stays_away_stops_the_run_with_its_name_and_the_remedy(engine: Engine) -> None:

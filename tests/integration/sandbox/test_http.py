@@ -22,11 +22,11 @@ from agentflow.cli import main
 from agentflow.errors import ConfigError
 from agentflow.sandbox import http_client
 from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, SandboxUnavailable, run_reliably
-from agentflow.sandbox.bubblewrap import BubblewrapSandbox
 from agentflow.sandbox.http_client import TOKEN_VARIABLE, HttpSandbox
 from agentflow.sandbox.http_format import MOST
 from agentflow.sandbox.http_server import make_app
 from agentflow.sandbox.probe import open_sandbox
+from agentflow.sandbox.process import ProcessSandbox
 from agentflow.sandbox.process_tree import tree_usage
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.sandbox.contract import (  # noqa: F401
@@ -41,9 +41,9 @@ from tests.integration.sandbox.contract import (  # noqa: F401
     test_streams_input_files_and_traceback,
 )
 from tests.processes import started
-from tests.trusted_sandbox import TrustedSubprocess, real
+from tests.trusted_sandbox import TrustedSubprocess, real_process
 
-pytestmark = real
+pytestmark = real_process
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def serving(make: Callable[[], web.Application]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with serving(lambda: make_app(BubblewrapSandbox())) as url:
+    with serving(lambda: make_app(ProcessSandbox(1))) as url:
         yield url
 
 
@@ -85,8 +85,9 @@ def sandbox(server: str) -> Iterator[SharedSandbox]:
 
 
 @pytest.fixture
-def num_left() -> Callable[[], int]:
-    before = tree_usage(os.getpid()).pids
+def num_left(sandbox: SharedSandbox) -> Callable[[], int]:
+    asyncio.run(sandbox.run(Program("pass")))
+    before = tree_usage(os.getpid()).pids  # the zygotes
     return lambda: len(tree_usage(os.getpid()).pids - before)
 
 
@@ -108,7 +109,7 @@ def test_whole_result_comes_back(sandbox: SharedSandbox) -> None:
         sandbox, "import sys; sys.stdout.buffer.write(bytes(range(256)) + sys.stdin.buffer.read())", stdin=b"\xff"
     )
     assert result.stdout.head == bytes(range(256)) + b"\xff"
-    assert (result.backend, result.exit_code) == ("http:bubblewrap", 0)
+    assert (result.backend, result.exit_code) == ("http:process", 0)
     assert "seccomp" in result.enforced
     assert result.usage.cpu_s > 0
 
@@ -275,17 +276,17 @@ def test_server_of_the_command_line_runs_programs_of_the_command_line(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = "import sys; from agentflow.cli import main; sys.exit(main())"
-    words = ["sandbox", "serve", "--port", str(port), "--backend", "bubblewrap"]
+    words = ["sandbox", "serve", "--port", str(port), "--backend", "process"]
     with started([sys.executable, "-uc", program, *words], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         address = server.stdout.readline().strip()
-        assert httpx.get(f"{address}/health", timeout=60).json() == {"status": "ok", "sandbox": "bubblewrap"}
+        assert httpx.get(f"{address}/health", timeout=60).json() == {"status": "ok", "sandbox": "process"}
         assert main(["sandbox", "run", str(tmp_path / "a.py"), "--backend", address]) == 0
         server.terminate()
         server.wait(60)
     said = capsys.readouterr()
     assert said.out == "42\n"
-    assert "ok (http:bubblewrap;" in said.err
+    assert "ok (http:process;" in said.err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", "10.0.0.1"])

@@ -5,11 +5,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from stat import S_IXOTH
+from stat import S_IROTH, S_IXOTH
 
 import pytest
 
-from agentflow.sandbox.bubblewrap import is_public
 from tests.trusted_sandbox import real_process
 
 pytestmark = [real_process, pytest.mark.skipif(os.getuid() != 0, reason="this suite runs as an ordinary user already")]
@@ -19,6 +18,14 @@ _NEEDED = (sys.base_prefix, sys.prefix, str(Path.cwd()))
 
 STRANGER = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"]
 WITHOUT_RIGHTS = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+
+
+def is_public(folder: str) -> bool:
+    """Say whether every user can reach and list a folder; an ordinary user keeps its own rights inside."""
+    if os.getuid():
+        return True
+    steps = [Path(folder), *Path(folder).parents]
+    return all(step.stat().st_mode & S_IXOTH for step in steps) and bool(steps[0].stat().st_mode & S_IROTH)
 
 
 def is_closed(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """Shell commands over the files of an episode, in a real sandbox."""
 
-import sys
 from functools import cached_property
 
 import pytest
@@ -15,18 +14,12 @@ from agentflow.tools.shell import shell_tool
 from agentflow.tools.tool import join_tools, tools_of
 from agentflow.tools.workspace import File, Workspace, WorkspaceLimits
 from agentflow.trajectory import Task
-from tests.trusted_sandbox import TrustedSubprocess, real
+from tests.trusted_sandbox import TrustedSubprocess, real_process
 
 LIMITS = Limits(cpu_s=2, wall_s=60, memory_mb=300, output_kb=4)
 
 
-@pytest.fixture(params=["process", "bubblewrap"], autouse=True)
-def name(request, monkeypatch):
-    """Each sandbox in turn."""
-    monkeypatch.setattr(sys.modules[__name__], "NAME", request.param)
-
-
-NAME = ""
+NAME = "process"
 
 
 async def after(command, workspace, limits=LIMITS):
@@ -37,7 +30,7 @@ def contents(workspace):
     return {name: file.content for name, file in workspace.files.items()}
 
 
-@real
+@real_process
 async def test_a_command_sees_and_changes_the_files():
     workspace = Workspace({"src/a.py": "print(6 * 7)\n", "old": "x"})
     assert await after("python3 src/a.py > out; rm old; mkdir -p d/e; echo hi > d/e/f; pwd", workspace) == (
@@ -47,7 +40,7 @@ async def test_a_command_sees_and_changes_the_files():
     assert await after("cat d/e/f", workspace) == "hi"
 
 
-@real
+@real_process
 async def test_a_file_stays_executable():
     workspace = Workspace({"run": "#!/bin/sh\necho ran\n"})
     assert "exit code 126" in await after("./run 2>/dev/null", workspace)
@@ -56,7 +49,7 @@ async def test_a_file_stays_executable():
     assert await after("./run", workspace) == "ran"
 
 
-@real
+@real_process
 @pytest.mark.parametrize(
     ("command", "text"),
     [
@@ -74,7 +67,7 @@ async def test_what_a_model_reads(command, text):
     assert contents(workspace) == {"kept": b"x"}
 
 
-@real
+@real_process
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -91,21 +84,21 @@ async def test_files_stay_as_they_were_where_a_command_is_ended_or_leaves_too_mu
     assert contents(workspace) == {"kept": b"x"}
 
 
-@real
+@real_process
 async def test_a_command_does_not_write_where_the_files_travel():
     workspace = Workspace({"kept": "x"})
     text = await after("echo garbage > /proc/$PPID/fd/2; echo y > kept", workspace)
     assert "Permission denied" in text and contents(workspace) == {"kept": b"y\n"}
 
 
-@real
+@real_process
 async def test_links_pipes_and_unreadable_files_are_left_where_they_were():
     workspace = Workspace({"kept": "x"})
     await after("ln -s /usr/bin/env link; ln -s / root; mkfifo pipe; echo s > secret; chmod 0 secret", workspace)
     assert contents(workspace) == {"kept": b"x"}
 
 
-@real
+@real_process
 async def test_output_is_cut_to_the_limit_and_many_files_pass():
     workspace = Workspace({f"d{i}/file": bytes(1000) for i in range(400)})
     text = await after("seq 1 20000; find . -type f | wc -l", workspace)
@@ -113,7 +106,7 @@ async def test_output_is_cut_to_the_limit_and_many_files_pass():
     assert len(workspace.files) == 400
 
 
-@real
+@real_process
 async def test_a_command_is_no_program_of_the_guest():
     text = await after('echo "it\'s" \'"""\' é; echo $0 $#', Workspace())
     assert text == 'it\'s """ é\n/bin/sh 0'
@@ -171,7 +164,7 @@ class Repair(ToolEnvironment):
         return {"success": float(b"7" in self.workspace.files["main.py"].content)}
 
 
-@real
+@real_process
 def test_an_episode_over_files_and_a_shell():
     environment = Repair()
     for _ in range(2):

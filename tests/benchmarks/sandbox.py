@@ -1,8 +1,11 @@
 """How fast a sandbox is, beside the same programs without one, and whether it leaves anything behind.
 
+    python -m tests.benchmarks.sandbox [--backend process] [--executions 10000]
+
 Rounds alternate between what is compared, so that a busy machine slows all of it alike.
 """
 
+import argparse
 import asyncio
 import gc
 import os
@@ -19,11 +22,13 @@ from operator import truediv
 from pathlib import Path
 from statistics import median, quantiles
 
+from agentflow.cli.tables import print_table
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
 from agentflow.sandbox.docker import LABEL, OWNER_LABEL, owner_mark
 from agentflow.sandbox.engine import connect
 from agentflow.sandbox.groups import existing
 from agentflow.sandbox.image import DEFAULT_IMAGE
+from agentflow.sandbox.probe import AUTO, open_sandbox
 from agentflow.sandbox.process_tree import tree_usage
 
 _BARE = "print(6 * 7)"
@@ -227,3 +232,32 @@ async def _cells(sandbox: Sandbox) -> list[Speed]:
 
 def _speed(name: str, per_s: float, times: Sequence[float], *, of_plain: float | None = None) -> Speed:
     return Speed(name, per_s, of_plain, median(times) * 1000, quantiles(times, n=100)[98] * 1000)
+
+
+async def _compare(backend: str, executions: int) -> int:
+    """Print how fast a sandbox is and what it leaves behind; 0 if nothing went wrong and nothing is left."""
+    sandbox = await open_sandbox(backend)
+    try:
+        rows = [
+            (speed.name, speed.per_s, speed.of_plain, speed.p50_ms, speed.p99_ms) for speed in await measure(sandbox)
+        ]
+        print_table(("what", "executions/s", "of plain python", "p50 ms", "p99 ms"), rows)
+        left = await leaves_behind(sandbox, executions) if executions else {}
+    finally:
+        await sandbox.close()
+    counts = ", ".join(f"{name} {value:+d}" for name, value in left.items())
+    print(f"after {executions} mixed executions: {counts}")
+    return int(any(value > 0 for name, value in left.items() if name != "kilobytes"))
+
+
+def main() -> int:
+    """Read the options, measure, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", default=AUTO)
+    parser.add_argument("--executions", type=int, default=1000)
+    options = parser.parse_args()
+    return asyncio.run(_compare(options.backend, options.executions))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

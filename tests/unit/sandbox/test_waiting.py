@@ -7,7 +7,7 @@ import time
 import pytest
 
 from agentflow.sandbox.base import Result
-from agentflow.sandbox.execution import in_thread
+from agentflow.sandbox.waiting import in_thread
 
 
 def test_caller_that_is_cancelled_again_and_again_goes_when_the_execution_has_ended() -> None:
