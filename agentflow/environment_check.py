@@ -14,12 +14,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from gymnasium.utils.env_checker import check_env
 
-from agentflow.concurrency import run_blocking
 from agentflow.environment import Environment, Split, load_tasks
 from agentflow.environment_probe import (
     SEED,
@@ -27,15 +25,14 @@ from agentflow.environment_probe import (
     WRONG_ANSWERS,
     Prober,
     asked_again,
-    async_lines_of,
     begin_alike,
-    exchanges,
     faults,
     garbage,
-    lines_of,
+    interleaved,
     named,
     outcome_of,
     outcome_of_solution,
+    played,
     players_of,
 )
 from agentflow.errors import DataError, UserError
@@ -251,8 +248,10 @@ def _check_contract(subject: _Subject) -> Iterator[Finding]:
     for task in subject.episodes:
         for player in players_of(subject.make(), task):
             environment = subject.make()
-            for index, result in enumerate(exchanges(environment, player, task)):
-                yield from map(_error, faults(environment, result, first=index == 0))
+            episode = played(environment, player, task)
+            for index, answer in enumerate(episode.answers):
+                yield from map(_error, faults(environment, answer, first=index == 0))
+            episode.checked()
 
 
 def _check_determinism(subject: _Subject) -> Iterator[Finding]:
@@ -260,27 +259,23 @@ def _check_determinism(subject: _Subject) -> Iterator[Finding]:
     for task in subject.episodes:
         for player in players_of(subject.make(), task):
             environment = subject.make()
-            first = list(lines_of(environment, player, task))
-            if list(lines_of(subject.make(), player, task)) != first:
+            first = played(environment, player, task).lines()
+            if played(subject.make(), player, task).lines() != first:
                 yield _error(
                     "Played again with the same seed, an episode differs: draw only from the rng of `on_reset`."
                 )
-            elif list(lines_of(environment, player, task)) != first:
+            elif played(environment, player, task).lines() != first:
                 yield _error("Played again by the same instance, an episode differs: `reset` must clear all state.")
-            elif run_blocking(async_lines_of(subject.make(), player, task)) != first:
+            elif played(subject.make(), player, task, asynchronous=True).lines() != first:
                 yield _error("Played through areset and astep, an episode differs from reset and step.")
 
 
 def _check_isolation(subject: _Subject) -> Iterator[Finding]:
     """Concurrent episodes do not share state."""
     episodes = [(player, task) for task in subject.episodes for player in players_of(subject.make(), task)]
-    serial = [list(lines_of(subject.make(), player, task)) for player, task in episodes]
-    running = [lines_of(subject.make(), player, task) for player, task in episodes]
-    interleaved: list[list[str]] = [[] for _ in episodes]
-    for _ in range(max(map(len, serial))):
-        for lines, episode in zip(interleaved, running, strict=True):
-            lines.extend(islice(episode, 1))
-    if interleaved != serial:
+    serial = [played(subject.make(), player, task).lines() for player, task in episodes]
+    at_once = interleaved([(subject.make(), player, task) for player, task in episodes])
+    if [episode.lines() for episode in at_once] != serial:
         yield _error(
             "Episodes played at the same time differ from the same episodes played one by one: they share state."
         )
@@ -290,7 +285,7 @@ def _check_single_use(subject: _Subject) -> Iterator[Finding]:
     """An episode that is over cannot be continued."""
     environment = subject.make()
     try:
-        *_, (_, _, terminated, _, _) = exchanges(environment, Prober, subject.tasks[0])
+        *_, (_, _, terminated, _, _) = played(environment, Prober, subject.tasks[0]).checked()
         environment.step(Message("assistant", "once more"))
     except Exception:  # noqa: BLE001  any refusal will do, and other checks see to the episode itself
         return

@@ -1,13 +1,26 @@
 """Play episodes for the environment checker: by the environment's expert, by a prober, and with garbage."""
 
+import asyncio
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
 
+import gymnasium
+
+from agentflow.agents.react import react
+from agentflow.concurrency import call, run_blocking
 from agentflow.environment import Environment, Expert, Observation, StepResult
-from agentflow.errors import ConfigError
+from agentflow.errors import ConfigError, EpisodeFailure
 from agentflow.messages import Message, ToolCall, ToolSchema, to_chat
+from agentflow.play import AgentConfig, Play, Scene
+from agentflow.roles import PLANNER
+from agentflow.rollout import Ask
+from agentflow.speakers import ExpertSpeaker
 from agentflow.trajectory import Task
 
 SEED = 7
@@ -19,6 +32,8 @@ _NUM_OPENINGS = 20
 
 Player: TypeAlias = Callable[[Environment, Task], Expert]
 """Makes whoever plays an episode."""
+Turn: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
+"""Makes what is entered for each call of an environment."""
 
 
 class Prober:
@@ -51,43 +66,127 @@ def players_of(environment: Environment, task: Task) -> list[Player]:
     return [Prober, lambda environment, task: environment.expert(task, SEED)]
 
 
-def exchanges(environment: Environment, player: Player, task: Task) -> Iterator[StepResult]:
-    """Play an episode; what `reset` said comes first, as a step without reward."""
-    observation, info = environment.reset(seed=SEED, options={"task": task})
-    yield observation, 0.0, False, False, info
-    expert = player(environment, task)
-    for _ in range(environment.max_turns):
-        result = environment.step(expert.act(observation))
-        yield result
-        observation = result[0]
-        if result[2] or result[3]:
-            return
+@dataclass(frozen=True, slots=True)
+class Played:
+    """An episode that was played for the check.
+
+    Attributes:
+        answers: What the environment said, as it said it; what `reset` said comes first, as a step without reward.
+        error: What ended the episode before its time; None if nothing did.
+    """
+
+    answers: tuple[StepResult, ...]
+    error: BaseException | None
+
+    def checked(self) -> tuple[StepResult, ...]:
+        """Return the answers, or raise what ended the episode."""
+        if self.error is not None:
+            raise self.error
+        return self.answers
+
+    def lines(self) -> list[str]:
+        """Return the episode as text, one line an answer; an exception is its last line."""
+        lines = [_line(answer) for answer in self.answers]
+        return lines if self.error is None else [*lines, named(self.error)]
 
 
-def lines_of(environment: Environment, player: Player, task: Task) -> Iterator[str]:
-    """Play an episode into text, one line an exchange; an exception is its last line."""
+class _Watched:
+    """An environment that is not closed, and whose answers are kept.
+
+    Args:
+        environment: The environment.
+        asynchronous: Whether it is called by `areset` and `astep`, or by `reset` and `step`.
+        turn: Entered for each call.
+    """
+
+    close = gymnasium.Env.close  # it is the same as nothing to close
+
+    def __init__(self, environment: Environment, *, asynchronous: bool, turn: Turn) -> None:
+        self.answers: list[StepResult] = []
+        self.max_turns = environment.max_turns
+        self.waits_outside = environment.waits_outside
+        self._environment = environment
+        self._asynchronous = asynchronous
+        self._turn = turn
+
+    async def areset(self, *, seed: int, options: dict[str, Any]) -> Any:
+        """Reset it, and keep what it says."""
+        reset = self._environment.areset if self._asynchronous else self._environment.reset
+        async with self._turn():
+            observation, info = await call(reset, seed=seed, options=options)
+        self.answers.append((observation, 0.0, False, False, info))
+        return observation, info
+
+    async def astep(self, action: Message) -> StepResult:
+        """Step it, and keep what it says."""
+        step = self._environment.astep if self._asynchronous else self._environment.step
+        async with self._turn():
+            answer: StepResult = await call(step, action)
+        self.answers.append(answer)
+        return answer
+
+
+class _Table:
+    """Lets episodes act in turn, one call each, so that they interleave in the same way every time.
+
+    Args:
+        num_players: The number of episodes.
+    """
+
+    def __init__(self, num_players: int) -> None:
+        self._order = deque(range(num_players))
+        self._moved = asyncio.Condition()
+
+    @asynccontextmanager
+    async def turn(self, place: int) -> AsyncIterator[None]:
+        """Wait for a place's turn, and pass it on after the block."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._order[0] == place)
+            yield
+            self._order.rotate(-1)
+            self._moved.notify_all()
+
+    async def leave(self, place: int) -> None:
+        """Give up a place."""
+        async with self._moved:
+            self._order.remove(place)
+            self._moved.notify_all()
+
+
+def played(environment: Environment, player: Player, task: Task, *, asynchronous: bool = False) -> Played:
+    """Play an episode with `reset` and `step`, or with `areset` and `astep`; nothing that goes wrong is raised."""
+    return run_blocking(_play(environment, player, task, asynchronous=asynchronous))
+
+
+def interleaved(episodes: Sequence[tuple[Environment, Player, Task]]) -> list[Played]:
+    """Play episodes at once, in turn, one call of each environment after the other."""
+
+    async def play_all() -> list[Played]:
+        table = _Table(len(episodes))
+
+        async def play(place: int) -> Played:
+            try:
+                return await _play(*episodes[place], turn=partial(table.turn, place))
+            finally:
+                await table.leave(place)
+
+        return await asyncio.gather(*map(play, range(len(episodes))))
+
+    return run_blocking(play_all())
+
+
+async def _play(
+    environment: Environment, player: Player, task: Task, *, asynchronous: bool = False, turn: Turn = nullcontext
+) -> Played:
+    watched: Any = _Watched(environment, asynchronous=asynchronous, turn=turn)
+    speaker = ExpertSpeaker(make_expert=lambda _environment, posed, _seed: player(environment, posed))
+    scene = Scene(lambda: watched, {PLANNER: speaker}, AgentConfig())
+    error: BaseException | None = None
     try:
-        yield from map(_line, exchanges(environment, player, task))
-    except Exception as error:  # noqa: BLE001  only the comparison counts here
-        yield named(error)
-
-
-async def async_lines_of(environment: Environment, player: Player, task: Task) -> list[str]:
-    """Play an episode into the lines of `lines_of`, through `areset` and `astep`."""
-    lines = []
-    try:
-        observation, info = await environment.areset(seed=SEED, options={"task": task})
-        lines.append(_line((observation, 0.0, False, False, info)))
-        expert = player(environment, task)
-        for _ in range(environment.max_turns):
-            result = await environment.astep(expert.act(observation))
-            lines.append(_line(result))
-            observation = result[0]
-            if result[2] or result[3]:
-                break
-    except Exception as error:  # noqa: BLE001  only the comparison counts here
-        lines.append(named(error))
-    return lines
+        await Play(Ask("check", task, SEED), scene).perform(react)
+    except EpisodeFailure as failure:
+        error = failure.__cause__ or failure
+    return Played(tuple(watched.answers), error)
 
 
 def _line(result: StepResult) -> str:
@@ -175,7 +274,7 @@ def outcome_of_solution(environment: Environment, task: Task) -> str:
 
 def _last_words(environment: Environment, player: Player, task: Task) -> str:
     try:
-        *_, (_, reward, terminated, _, info) = exchanges(environment, player, task)
+        *_, (_, reward, terminated, _, info) = played(environment, player, task).checked()
     except Exception as error:  # noqa: BLE001  whatever the author's code raises is a finding
         return f"it raised {named(error)}"
     if not terminated:
@@ -205,11 +304,11 @@ def garbage(schemas: tuple[ToolSchema, ...], task: Task) -> Iterator[Message]:
         calls += [
             ToolCall(name, dict.fromkeys(arguments, value)) for value in ({"a": [1]}, None, "", -1, 10**30, "x" * 5000)
         ]
-    for call in calls:
-        yield Message("assistant", tool_calls=(call,))
+    for one in calls:
+        yield Message("assistant", tool_calls=(one,))
     yield Message("assistant", "text beside calls", tool_calls=tuple(calls))
 
 
-def named(error: Exception) -> str:
+def named(error: BaseException) -> str:
     """Return an exception's type and the start of its text."""
     return f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS]

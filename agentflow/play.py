@@ -114,10 +114,10 @@ class Play:
     Args:
         ask: What is played.
         scene: The environment's maker, the speakers and the limits.
-        presence: What the gate knows of the episode; a child shares its parent's.
+        presence: What the gate knows of the episode, a child's parent included; None where nothing is batched.
     """
 
-    def __init__(self, ask: Ask, scene: Scene, presence: _Presence) -> None:
+    def __init__(self, ask: Ask, scene: Scene, presence: _Presence | None = None) -> None:
         self.id = ask.id
         self.task: Task = ask.task
         self.over: Status | None = None
@@ -127,8 +127,8 @@ class Play:
         """What the environment said last."""
         self._seed = ask.seed
         self._scene = scene
-        self._presence = presence
-        self._boundary = Boundary(scene.make_environment, max_call_s=scene.config.max_call_s, away=presence.away)
+        self._presence = presence or _Presence(Gate(patience_s=0), ask.id)
+        self._boundary = Boundary(scene.make_environment, max_call_s=scene.config.max_call_s, away=self._presence.away)
         self._threads: dict[tuple[str, str], Thread] = {}
         self._children: dict[tuple[int, int], Play] = {}
 
@@ -362,7 +362,7 @@ class EpisodePlayer:
             ask: What is played.
             gate: Where batches wait for this episode; None where nothing is batched.
         """
-        play = Play(ask, self._scene, _Presence(gate or Gate(patience_s=0), ask.id))
+        play = Play(ask, self._scene, _Presence(gate, ask.id) if gate else None)
         with recorded_exchanges() as exchanges, suppress(EpisodeFailure):  # `play.over` has it
             await play.perform(self._agent)
         return Episode(tuple(play.trajectories()), play.observation, tuple(exchanges))
