@@ -170,6 +170,20 @@ def _checkpoint_gradients(model: Any) -> None:
             module.training = True  # this module alone: its children stay in evaluation mode
 
 
+_AUXILIARY = ("router_aux_loss_coef", "aux_loss_coef", "router_z_loss_coef", "z_loss_coefficient")
+
+
+def ignored_losses(model: PreTrainedModel) -> tuple[str, ...]:
+    """Say which losses of a model's own config training does not add: those that balance the routers of its experts."""
+    config = model.config.get_text_config()
+    found = {name: value for name in _AUXILIARY if (value := getattr(config, name, None))}
+    return tuple(
+        f"{type(model).__name__} has experts whose routers its config would balance by a loss of its own "
+        f"({name} = {value}): it is not added here, the algorithm's loss trains the routers alone."
+        for name, value in found.items()
+    )
+
+
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model as the frozen reference of a KL penalty."""
     reference = copy.deepcopy(model)

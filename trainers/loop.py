@@ -16,6 +16,7 @@ from agentflow.alarm import DivergenceAlarm
 from agentflow.config import validate_options
 from agentflow.environment import load_tasks
 from agentflow.errors import RunAborted
+from agentflow.models import ignored_losses
 from agentflow.rewards import ShapedTrajectory, Shaper, reward_metrics
 from agentflow.rollout import Collected, derive_seed
 from agentflow.runs import Run
@@ -123,6 +124,8 @@ class Trainer:
             RunAborted: Too many episodes failed, an armed alarm rang, or a frozen model has used up its tokens.
             StorageError: The disk is full; the latest checkpoint stands.
         """
+        for line in ignored_losses(self._assembly.loaded.model):
+            self._console.note(line)
         try:
             self._train()
         finally:

@@ -21,7 +21,7 @@ from agentflow.config import Config, is_changed
 from agentflow.environment import Environment, load_tasks
 from agentflow.errors import ConfigError, DataError, RunAborted
 from agentflow.messages import Message
-from agentflow.models import LoadedModel, ModelConfig, load_model
+from agentflow.models import LoadedModel, ModelConfig, ignored_losses, load_model
 from agentflow.play import AgentConfig, EpisodePlayer, Scene
 from agentflow.renderer import Renderer
 from agentflow.roles import PLANNER
@@ -120,6 +120,8 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         for i, (stage, environment) in enumerate(zip(config.stages, environments, strict=True))
     ]
     loaded = _load(config, dialogues)
+    for line in ignored_losses(loaded.model):
+        console.note(line)
     threads = use_threads(config.run.threads, loaded.model)
     config = config.model_copy(update={"run": config.run.model_copy(update={"threads": threads})})
     env = "+".join(dict.fromkeys(stage.env.name for stage in config.stages))

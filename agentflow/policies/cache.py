@@ -16,6 +16,7 @@ from torch.nn import functional
 from agentflow.scoring.rules import AttentionRule, capped, dense_attention
 
 _GROWTH_TOKENS = 256
+_KEPT_BYTES = 1 << 28  # what may lie idle in host memory while the learner works
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,18 @@ class KeyValueCache:
     def _slab(self, heads: int, width: int) -> Tensor:
         # Zeros, not garbage: masked-out positions are multiplied by zero, and 0 * NaN is NaN.
         return torch.zeros(self._rows, heads, self._length, width, device=self.device, dtype=self._dtype)
+
+    @torch.inference_mode()
+    def forget(self) -> None:
+        """Remember nothing. Small slabs on a CPU stay, as zeros: to grow them anew costs more than to wipe them."""
+        slabs = [slab for slab in (*self._keys, *self._values) if slab is not None]
+        if self.device.type == "cpu" and sum(slab.nbytes for slab in slabs) <= _KEPT_BYTES:
+            for slab in slabs:
+                slab.zero_()
+            return
+        self._rows = self._length = 0
+        self._keys = [None] * len(self._keys)
+        self._values = [None] * len(self._values)
 
     def slabs(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values [rows, J, L, D], for [1, J, T, D] keys."""

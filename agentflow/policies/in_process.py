@@ -24,6 +24,7 @@ from agentflow.errors import PolicyFailure
 from agentflow.policies.cache import CacheLayout, Feed, KeyValueCache
 from agentflow.policy import Sampling
 from agentflow.scoring.interface import logit_rule
+from agentflow.scoring.positions import max_positions
 from agentflow.trajectory import Completion, FinishReason
 
 _MAX_FEED_TOKENS = 16384  # bounds the memory of one forward pass; longer queues are fed over several steps
@@ -70,18 +71,14 @@ class TransformersPolicy:
         self.settle: Callable[[], Awaitable[None]] = _settle_at_once
         """Awaited before each decoding step; the rollout sets it to hold a batch back for episodes about to join."""
         self._stop_ids = frozenset(stop_ids)
+        self.max_length: int = max_length or max_positions(model)
         config: Any = model.config.get_text_config()
-        self.max_length: int = max_length or config.max_position_embeddings
-        self._cache = self._new_cache()
+        self._cache = KeyValueCache(num_layers=config.num_hidden_layers, device=model.device, dtype=model.dtype)
         self._sessions: dict[str, _Session] = {}
         self._released: set[str] = set()
         self._waiting: list[_Request] = []
         self._active: list[_Request] = []
         self._driver: asyncio.Task[None] | None = None
-
-    def _new_cache(self) -> KeyValueCache:
-        config: Any = self.model.config.get_text_config()
-        return KeyValueCache(num_layers=config.num_hidden_layers, device=self.model.device, dtype=self.model.dtype)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, *, session: str) -> Completion:
         """Sample one turn; see `policy.Policy`.
@@ -116,7 +113,7 @@ class TransformersPolicy:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Let the weights change within: what is remembered no longer fits them, and its memory is free meanwhile."""
+        """Let the weights change within: what is remembered no longer fits them."""
         self.forget()
         yield
         self.version += 1
@@ -126,10 +123,10 @@ class TransformersPolicy:
         return {}
 
     def forget(self) -> None:
-        """Free the memory of all sessions."""
+        """Forget all sessions, and free their memory where it is much or another's."""
         self._sessions.clear()
         self._released.clear()
-        self._cache = self._new_cache()
+        self._cache.forget()
 
     async def _drive(self) -> None:
         """Step until nothing waits and nothing is being decoded."""

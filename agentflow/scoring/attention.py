@@ -30,9 +30,15 @@ _OTHER: Final = "Choose an architecture built on transformers' attention interfa
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """Stands for the mask of a layer with a window, on its way from transformers' mask functions to the layer."""
+    """Stands for a mask that is not the plain causal one, on its way from transformers' mask functions to a layer.
 
-    window: int
+    Attributes:
+        window: How many keys of its row a query sees.
+        problem: Why a layer with this mask must be refused; empty where it need not. Not every mask is used.
+    """
+
+    window: int | None
+    problem: str = ""
 
 
 @dataclass(slots=True)
@@ -87,7 +93,7 @@ def use_agentflow_attention(model: PreTrainedModel) -> None:
 def _tokens(model: PreTrainedModel) -> Tensor:
     """Return the [1, L] tokens of the probe."""
     vocabulary: int = model.config.get_text_config().vocab_size
-    return torch.arange(_LENGTH, device=model.device)[None] % vocabulary
+    return torch.arange(3, 3 + _LENGTH, device=model.device)[None] % vocabulary  # 0 is often padding, embedded as zeros
 
 
 @torch.no_grad()
@@ -143,6 +149,8 @@ def _check_layouts(model: PreTrainedModel, expected: Tensor) -> None:
             raise ModelError(f"{architecture} does not pass attention arguments on to every layer.", _OTHER)
         _check_dependence(architecture, hidden, leaves)
     model.set_attn_implementation(IMPLEMENTATION)
+    if model.config._attn_implementation != IMPLEMENTATION:
+        raise ModelError(f"{architecture} does not let its attention be chosen as a whole.", _OTHER)
     with torch.no_grad():
         spread = _two_copies(model, torch.cat((positions, 2 * positions)), probe)
     if torch.equal(spread[:, _LENGTH:], hidden[:, _LENGTH:]):
@@ -187,6 +195,8 @@ def _check_dependence(architecture: str, hidden: Tensor, leaves: list[Tensor]) -
     gradient = torch.autograd.grad(mixed, leaves[0])[0][0]
     depends = {index for index, row in enumerate(gradient) if bool((row != 0).any())}
     path = set(range(_LENGTH, _LENGTH + _WATCHED + 1))
+    if not bool(gradient.isfinite().all()):
+        raise ModelError(f"{architecture} has gradients that are no numbers.", _OTHER)
     if _LENGTH + _WATCHED not in depends or not depends <= path:
         raise ModelError(
             f"{architecture} lets tokens influence each other beside its attention (a state-space mixer, a "
@@ -202,16 +212,16 @@ def _sees(length: int, window: int | None) -> Tensor:
 
 
 def _probe_mask(*, mask_function: Any, config: Any, local_size: int | None = None, **kwargs: Any) -> _Sight | None:
-    """Stand in for the mask that transformers would build: the layer's window, if the mask is nothing but causal."""
+    """Stand in for the mask that transformers would build; None for the plain causal one."""
     if local_size is not None and local_size == getattr(config, "attention_chunk_size", None):
-        raise ModelError(f"The model ({config.model_type}) attends in chunks of {local_size} tokens.", _OTHER)
+        return _Sight(local_size, f"attends in chunks of {local_size} tokens")
     rows = torch.arange(kwargs["q_length"], device=kwargs.get("device"))
     zero = torch.zeros((), dtype=torch.long, device=rows.device)
     masked = mask_function(zero, zero, rows[:, None], rows[None, :])
     causal = _sees(len(rows), local_size).to(rows.device)
     copies = rows[:, None] // _LENGTH == rows[None, :] // _LENGTH
     if not (torch.equal(masked, causal & copies) or torch.equal(masked, causal)):
-        raise ModelError(f"The model ({config.model_type}) has an attention mask that is not only causal.", _OTHER)
+        return _Sight(local_size, "has an attention mask that is not only causal")
     return None if local_size is None else _Sight(local_size)
 
 
@@ -222,6 +232,8 @@ def _probe_attention(
     name = type(module).__name__
     if attention_mask is not None and not isinstance(attention_mask, _Sight):
         raise ModelError(f"{name} builds its own attention mask.", _OTHER)
+    if attention_mask is not None and attention_mask.problem:
+        raise ModelError(f"{name} {attention_mask.problem}.", _OTHER)
     if "attention_layout" not in kwargs:
         raise ModelError(f"{name} is not handed the attention arguments of its model's call.", _OTHER)
     window = attention_mask.window if attention_mask else None

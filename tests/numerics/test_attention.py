@@ -99,6 +99,7 @@ def test_what_follows_the_head_is_known_exactly(
         ("smollm3", GROUPED | ALTERNATING | {"use_sliding_window": True, "sliding_window": 64}, [64, None]),
         ("qwen2", GROUPED | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, [None, 64]),
         ("qwen2", GROUPED | {"use_sliding_window": False, "sliding_window": 64}, [None, None]),
+        ("qwen2_moe", GROUPED | {"num_experts": 2, "num_experts_per_tok": 1}, [None, None]),
         ("gpt_oss", GROUPED | EXPERTS | {"head_dim": 8}, [128, None]),
     ],
 )

@@ -13,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -175,6 +177,27 @@ def test_turn_ends_at_a_stop_token_a_limit_or_the_models_own_length() -> None:
         asyncio.run(generate(TransformersPolicy(model, [], max_length=12), [2] * 12, 5))
 
 
+def test_a_turn_ends_where_a_longer_one_would_turn_the_others() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "rope_theta": 10000.0}
+    config = Phi3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_parameters={"rope_type": "longrope", **factors},
+        pad_token_id=0,
+    )
+    model = Phi3ForCausalLM(config).eval()
+    use_agentflow_attention(model)
+    policy = TransformersPolicy(model, [])
+    completion = asyncio.run(policy.generate([2] * 10, Sampling(max_tokens=30), session="a"))
+    assert (policy.max_length, len(completion.token_ids), completion.finish_reason) == (16, 6, "length")
+
+
 def test_a_broken_model_fails_every_waiting_episode_and_none_hangs() -> None:
     model = tiny("qwen3")
     use_agentflow_attention(model)
@@ -244,3 +267,29 @@ def test_order_of_arrival_and_of_departure_changes_no_bit() -> None:
     expected = asyncio.run(play(names))
     for order in (names[::-1], names[3:] + names[:3]):
         assert asyncio.run(play(order)) == expected
+
+
+def test_memory_that_is_kept_over_an_update_changes_no_bit() -> None:
+    model: Any = tiny("qwen3")
+    healthy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    use_agentflow_attention(model)
+
+    async def play(policy: TransformersPolicy, prompts: Sequence[Sequence[int]]) -> list[Completion]:
+        asked = [policy.generate(ids, Sampling(max_tokens=9, seed=7), session=f"s{i}") for i, ids in enumerate(prompts)]
+        said = list(await asyncio.gather(*asked))
+        for i in range(len(prompts)):
+            policy.release(f"s{i}")
+        return said
+
+    few = [range(2, 5 + i) for i in range(3)]
+    expected = [completion.logprobs for completion in asyncio.run(play(TransformersPolicy(model, []), few))]
+    policy = TransformersPolicy(model, [])
+    for left in (1.0, float("nan")):  # keys and values of many more sessions, and such as are no numbers
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(left)
+        asyncio.run(play(policy, [range(2, 20 + i) for i in range(8)]))
+        with policy.updating():
+            model.load_state_dict(healthy)
+        assert [completion.logprobs for completion in asyncio.run(play(policy, few))] == expected
+        with policy.updating():
+            pass

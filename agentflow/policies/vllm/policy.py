@@ -26,6 +26,7 @@ from agentflow.policies.vllm.servers import ADAPTER, BASE, Server, ServerConfig
 from agentflow.policies.vllm.weights import WeightBuffer
 from agentflow.policy import Sampling
 from agentflow.remote import checked_url
+from agentflow.scoring.positions import max_positions
 from agentflow.trajectory import Completion
 
 _FOLDER = "servers"
@@ -53,7 +54,7 @@ class VllmPolicy:
         self.model = model
         self.version = 0
         text: Any = model.config.get_text_config()
-        self.max_length: int = text.max_position_embeddings
+        self.max_length: int = max_positions(model)
         self._stop_ids = sorted(stop_ids)
         self._config = config
         self._wanted = {
