@@ -11,6 +11,7 @@ from agentflow.config import Config
 from agentflow.environment import Expert, Observation, Split
 from agentflow.environments.navigation.course import CourseConfig
 from agentflow.environments.navigation.embedded import EmbeddedWorld
+from agentflow.environments.navigation.graph_world import GraphConfig, GraphWorld
 from agentflow.environments.navigation.house import HouseConfig
 from agentflow.environments.navigation.instructions import Family
 from agentflow.environments.navigation.measures import TERMS, Measures
@@ -27,7 +28,9 @@ _CALLS: Mapping[str, str] = {"move": "actions", "go": "to", "stop": ""}
 class NavigationOptions(Config):
     """The options of the navigation environment."""
 
-    world: Literal["embedded"] = Field("embedded", description="Where one walks: `embedded` generates houses.")
+    world: Literal["embedded", "graph"] = Field(
+        "embedded", description="Where one walks: `embedded` generates houses, `graph` reads Matterport's graphs."
+    )
     seed: int = Field(0, ge=0, description="Fixes the embedded houses and their tasks.")
     house: HouseConfig = Field(default=HouseConfig(), description="What embedded houses are like.")
     doors: tuple[Annotated[int, Field(ge=1, le=12)], ...] = Field(
@@ -50,9 +53,12 @@ class NavigationOptions(Config):
     )
     max_actions: int = Field(120, ge=1, description="Most actions of an episode, in training and held out.")
     expert_noise: float = Field(0.0, ge=0, le=1, description="How often the scripted expert errs: 0 never.")
+    graph: GraphConfig | None = Field(None, description="Graphs and episodes of the world `graph`.")
 
     @model_validator(mode="after")
     def _walkable(self) -> Self:
+        if (self.world == "graph") != (self.graph is not None):
+            raise ValueError("world=graph goes with graph.connectivity and graph.episodes, and no other world does")
         if self.house.columns * self.house.rows < 2:
             raise ValueError("a house of one room has no way through a door: raise house.columns or house.rows")
         return self
@@ -104,6 +110,20 @@ class Navigation(ToolEnvironment):
             actions: F FF FFF go 25 50 75 cm, L LL LLL and R RR RRR turn 15 30 45 degrees, STOP ends.
         """
         return await self._take(actions)
+
+    @tool
+    async def go(self, to: int) -> ToolOutput:
+        """Go to a neighbouring viewpoint.
+
+        Args:
+            to: Its number.
+        """
+        return await self._take(str(to))
+
+    @tool
+    async def stop(self) -> ToolOutput:
+        """Say that you are where the instruction ends."""
+        return await self._take("stop")
 
     async def on_reset(self, task: Task, rng: np.random.Generator) -> None:
         """Begin a walk."""
@@ -177,6 +197,8 @@ class Navigation(ToolEnvironment):
 
 
 def _world(options: NavigationOptions) -> World:
+    if options.graph is not None:
+        return GraphWorld(options.graph)
     config = CourseConfig(options.seed, options.house, options.doors, options.families)
     counts: dict[Split, int] = {"train": options.train_tasks, "heldout": options.heldout_tasks}
     return EmbeddedWorld(config, counts, noise=options.expert_noise)
