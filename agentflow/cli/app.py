@@ -278,22 +278,15 @@ def bench_rollout(
 
 
 @sandbox.command("doctor")
-def sandbox_doctor() -> None:
+def sandbox_doctor(
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Let programs try to get out of those that work.")
+    ] = False,
+) -> None:
     """Try each sandbox by running a program that looks around, and say which ones hold."""
     from agentflow.cli import sandboxes
 
-    raise typer.Exit(0 if sandboxes.doctor() else 1)
-
-
-@sandbox.command("attack")
-def sandbox_attack(
-    backend: Annotated[str, typer.Option(metavar="NAME", help="The sandbox; by default the first that works.")] = "",
-    only: Annotated[str, typer.Option(metavar="GLOB", help="Attacks by name, for example 'network/*'.")] = "*",
-) -> None:
-    """Let programs try to get out of a sandbox; exit with 1 if one does."""
-    from agentflow.cli import sandboxes
-
-    raise typer.Exit(0 if sandboxes.attack(backend=backend, only=only) else 1)
+    raise typer.Exit(0 if sandboxes.doctor(thorough=thorough) else 1)
 
 
 @sandbox.command("run")

@@ -11,9 +11,10 @@ from typing import Any, Literal, TextIO
 import typer
 
 from agentflow.cli.tables import print_table
-from agentflow.errors import ConfigError, DataError, UserError
+from agentflow.errors import DataError, UserError
 from agentflow.sandbox.attacks.base import GROUPS, Attack, Verdict
-from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox, chosen
+from agentflow.sandbox.attacks.decisive import DECISIVE
+from agentflow.sandbox.attacks.suite import attack_sandbox
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox
 from agentflow.sandbox.docker import build_image
 from agentflow.sandbox.docker import gc as docker_gc
@@ -22,11 +23,22 @@ from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 
 
-def doctor() -> bool:
-    """Try every backend, print what came of it, and say whether one works."""
+def doctor(*, thorough: bool = False) -> bool:
+    """Try every backend, print what came of it, and say whether one works.
+
+    Args:
+        thorough: Whether those that work are attacked as well, and must contain every attack.
+    """
     rows = [(name, *asyncio.run(_tried(name))) for name in BACKENDS]
     print_table(("sandbox", "works", "found"), rows)
-    return any(works == "yes" for _, works, _ in rows)
+    working = [name for name, works, _ in rows if works == "yes"]
+    if not thorough:
+        return bool(working)
+    held = []
+    for name in working:
+        typer.echo(f"\n{len(DECISIVE)} programs try to get out of {name}:")
+        held.append(asyncio.run(attack(name, DECISIVE)))
+    return bool(working) and all(held)
 
 
 def run(file: Path, *, backend: str, limits: dict[str, Any], packages: Sequence[str] = ()) -> int:
@@ -76,17 +88,14 @@ def gc() -> None:
     typer.echo(f"{len(names)} containers removed{': ' if names else ''}{', '.join(names)}")
 
 
-def attack(*, backend: str, only: str) -> bool:
+async def attack(backend: str, attacks: Sequence[Attack]) -> bool:
     """Attack a sandbox, print what became of it by group, and say whether it held.
 
     Raises:
-        ConfigError: No attack is called that.
         SandboxUnavailable: No sandbox works here.
     """
-    attacks = chosen(only)
-    if not attacks:
-        raise ConfigError(f"No attack is called {only!r}.", f"There are {len(ATTACKS)}: {', '.join(GROUPS)}, each /*.")
-    verdicts = asyncio.run(_attacked(attacks, backend=backend))
+    async with _opened(backend) as sandbox:
+        verdicts = await attack_sandbox(sandbox, attacks)
     groups = [group for group in GROUPS if any(verdict.attack.group == group for verdict in verdicts)]
     rows = [(group, *_counted([v for v in verdicts if v.attack.group == group])) for group in groups]
     print_table(("group", "tried", "contained", "escaped", "which"), [*rows, ("all", *_counted(verdicts))])
@@ -100,11 +109,6 @@ def _counted(verdicts: Sequence[Verdict]) -> tuple[int, int, int, str]:
     escaped = [verdict.attack.name for verdict in verdicts if verdict.outcome == "escaped"]
     tried = [verdict for verdict in verdicts if verdict.outcome != "not applicable"]
     return len(tried), len(tried) - len(escaped), len(escaped), ", ".join(escaped)
-
-
-async def _attacked(attacks: Sequence[Attack], *, backend: str) -> list[Verdict]:
-    async with _opened(backend) as sandbox:
-        return await attack_sandbox(sandbox, attacks)
 
 
 async def _tried(name: str) -> tuple[str, str]:

@@ -1,12 +1,8 @@
 """What judges look for; each says how an attack escaped, and nothing if it is contained."""
 
-import os
 import re
-import stat
-from pathlib import Path
 
 from agentflow.sandbox.attacks.base import Evidence, Judge, NotApplicable
-from agentflow.sandbox.base import Status
 
 _SLACK_S = 3.0
 _FLOOD_BYTES = 32 << 20
@@ -29,11 +25,6 @@ def reaches(evidence: Evidence) -> str:
     return "its message reached the host" if evidence.mark.encode() in evidence.received else leaks(evidence)
 
 
-def plants(evidence: Evidence) -> str:
-    """Look for its files on the host."""
-    return f"it left {', '.join(evidence.planted)} on the host" if evidence.planted else ""
-
-
 def opens(pattern: str, *, writable: bool = False) -> Judge:
     """Look for an open file whose name matches."""
 
@@ -43,19 +34,6 @@ def opens(pattern: str, *, writable: bool = False) -> Judge:
         return f"it holds {', '.join(sorted(set(held))[:4])}" if held else ""
 
     return look
-
-
-def opens_home(evidence: Evidence) -> str:
-    """Look for the home of the user who runs the host."""
-    home = os.stat(Path.home())
-    same = any(file.number == (home.st_dev, home.st_ino) for file in evidence.sighting().files)
-    return "it holds the home of the host's user" if same else ""
-
-
-def opens_device(evidence: Evidence) -> str:
-    """Look for an open block device."""
-    held = [file.link for file in evidence.sighting().files if stat.S_ISBLK(file.mode)]
-    return f"it holds the device {', '.join(held[:4])}" if held else ""
 
 
 def has_socket(*families: int) -> Judge:
@@ -71,32 +49,12 @@ def has_socket(*families: int) -> Judge:
     return look
 
 
-def shares(kind: str) -> Judge:
-    """Look whether the program lives in a namespace of the host."""
-
-    def look(evidence: Evidence) -> str:
-        same = evidence.sighting().namespaces.get(kind) == evidence.host.namespaces[kind]
-        return f"it lives in the host's {kind} namespace" if same else ""
-
-    return look
-
-
 def leaves(kind: str) -> Judge:
     """Look whether the process `b` has left a namespace in which `a` stayed."""
 
     def look(evidence: Evidence) -> str:
         before, after = (evidence.sighting(name).namespaces.get(kind) for name in ("a", "b"))
         return f"it made a new {kind} namespace" if before != after else ""
-
-    return look
-
-
-def held_to(*statuses: Status) -> Judge:
-    """Look whether it ended as it must."""
-
-    def look(evidence: Evidence) -> str:
-        status = evidence.result.status
-        return "" if status in statuses else f"it ended as {status}, and not as {' or '.join(statuses)}"
 
     return look
 
@@ -128,18 +86,6 @@ def storage(evidence: Evidence) -> str:
     """Look at what its open files take."""
     stored, allowed = sum(file.stored_mb for file in evidence.sighting().files), evidence.limits.disk_mb
     return f"{stored:.0f} MB of files where {allowed} are allowed" if stored > 1.25 * allowed + 1 else ""
-
-
-def length(evidence: Evidence) -> str:
-    """Look at the length of its files."""
-    longest = max((file.size_mb for file in evidence.sighting().files), default=0.0)
-    return f"a file of {longest:.0f} MB" if longest > 1.25 * evidence.limits.disk_mb else ""
-
-
-def inodes(evidence: Evidence) -> str:
-    """Look at the number of files in its work space."""
-    found = evidence.sighting().inodes
-    return f"{found} files in its work space" if found > 12_000 else ""
 
 
 def descriptors(evidence: Evidence) -> str:

@@ -1,26 +1,15 @@
-"""The suite: every attack against one sandbox, several at once, and what they leave behind."""
+"""Attacks against one sandbox, several at once, and what they leave behind."""
 
 import asyncio
 import os
 import platform
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from agentflow.sandbox.attacks import (
-    files,
-    identity,
-    kernel,
-    network,
-    persistence,
-    processes,
-    protocol,
-    resources,
-)
 from agentflow.sandbox.attacks.bait import Bait
 from agentflow.sandbox.attacks.base import LIMITS, Attack, Evidence, Seen, Verdict, judge
 from agentflow.sandbox.attacks.sight import look
@@ -28,16 +17,6 @@ from agentflow.sandbox.attacks.watcher import MARK_LETTERS, Watcher, wait_for_de
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox
 from agentflow.sandbox.seccomp import call_numbers
 
-ATTACKS: Sequence[Attack] = (
-    *resources.ATTACKS,
-    *files.ATTACKS,
-    *processes.ATTACKS,
-    *network.ATTACKS,
-    *kernel.ATTACKS,
-    *identity.ATTACKS,
-    *persistence.ATTACKS,
-    *protocol.ATTACKS,
-)
 _PRELUDE = (Path(__file__).parent / "prelude.txt").read_text(encoding="utf-8")
 _SHELL_PRELUDE = (Path(__file__).parent / "prelude.sh").read_text(encoding="utf-8")
 _AT_ONCE = 4
@@ -45,12 +24,7 @@ _GRACE_S = 0.3
 _SUCCESSORS = 3  # as many as it takes to meet the slot of the first again
 
 
-def chosen(pattern: str) -> list[Attack]:
-    """Return the attacks whose name matches a pattern of the shell."""
-    return [attack for attack in ATTACKS if fnmatch(attack.name, pattern)]
-
-
-async def attack_sandbox(sandbox: Sandbox, attacks: Iterable[Attack] = ATTACKS) -> list[Verdict]:
+async def attack_sandbox(sandbox: Sandbox, attacks: Iterable[Attack]) -> list[Verdict]:
     """Run attacks against a sandbox; the verdicts, in the order of the attacks."""
     with Bait() as bait, Watcher() as watcher:
         slots = asyncio.Semaphore(max(1, min(_AT_ONCE, os.cpu_count() or 1)))

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from agentflow.sandbox.attacks.base import Verdict
-from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
+from agentflow.sandbox.attacks.suite import attack_sandbox
 from agentflow.sandbox.base import Sandbox
+from tests.attacks import ATTACKS
 
 NAMED = {attack.name: attack for attack in ATTACKS}
 ROOM = {"wall_s": 25.0}

@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 
-from agentflow.cli import main
+from agentflow.cli import main, sandboxes
 from agentflow.errors import UserError
-from agentflow.sandbox.attacks.suite import ATTACKS
+from agentflow.sandbox.attacks.base import GROUPS
+from agentflow.sandbox.attacks.decisive import DECISIVE
 from agentflow.sandbox.base import Sandbox
 from agentflow.sandbox.probe import BACKENDS, probe
+from tests.attacks import ATTACKS
 from tests.integration.sandbox.ablation import NAMED, tried
 from tests.trusted_sandbox import real_process
 
@@ -41,11 +43,17 @@ def test_every_attack_is_contained(name: str) -> None:
 
 
 def test_names_are_unique_and_there_are_enough() -> None:
-    assert len(NAMED) == len(ATTACKS) >= 70
+    assert len(NAMED) == len(ATTACKS) >= 148
+    assert len(DECISIVE) <= 40
+    assert {attack.group for attack in DECISIVE} == {attack.group for attack in ATTACKS} == set(GROUPS)
 
 
 @real_process
-def test_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sandbox", "attack", "--backend", "process", "--only", "network/the host*"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["all", "4", "4", "0"]
-    assert main(["sandbox", "attack", "--only", "nothing"]) == 2
+def test_doctor_attacks_what_works_and_prints_a_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "BACKENDS", {"process": BACKENDS["process"]})
+    assert main(["sandbox", "doctor", "--thorough"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].split()[0] == "all"
+    assert said[-1].split()[1:4] == [str(len(DECISIVE)), str(len(DECISIVE)), "0"]

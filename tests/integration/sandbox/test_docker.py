@@ -16,7 +16,7 @@ from agentflow.cli import main
 from agentflow.errors import ConfigError
 from agentflow.sandbox import docker as backend
 from agentflow.sandbox.attacks.base import Verdict
-from agentflow.sandbox.attacks.suite import ATTACKS, attack_sandbox
+from agentflow.sandbox.attacks.suite import attack_sandbox
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable
 from agentflow.sandbox.container import ran_out_of_memory
 from agentflow.sandbox.docker import DockerSandbox, build_image, gc, is_dead, owner_mark
@@ -24,6 +24,7 @@ from agentflow.sandbox.engine import connect
 from agentflow.sandbox.image import DEFAULT_IMAGE, PYTHON
 from agentflow.sandbox.probe import open_sandbox
 from agentflow.sandbox.shared import SharedSandbox
+from tests.attacks import ATTACKS
 from tests.integration.sandbox.contract import *  # noqa: F403
 from tests.integration.sandbox.contract import LIMITS, run
 from tests.processes import started

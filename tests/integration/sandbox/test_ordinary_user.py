@@ -82,6 +82,5 @@ def test_contract_holds_for_an_ordinary_user(stranger: list[str]) -> None:
 def test_every_attack_is_contained_for_an_ordinary_user(stranger: list[str]) -> None:
     if not stranger:
         pytest.skip("THE ATTACKS ARE NOT TRIED AS AN ORDINARY USER: no other user can read this interpreter")
-    attack = "import sys; from agentflow.cli import main; sys.exit(main(['sandbox', 'attack', '--backend', 'process']))"
-    done = run_as(stranger, ["-c", attack])
+    done = run_as(stranger, ["-m", "tests.attacks", "process"])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

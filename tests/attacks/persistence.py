@@ -1,48 +1,19 @@
 """What one execution leaves for the next: each program plants a word that its successors try to find."""
 
-from agentflow.sandbox.attacks import judges
 from agentflow.sandbox.attacks.base import Attack
+from agentflow.sandbox.attacks.decisive import left, poison
 
-_PLANT = """
-WORD = BAIT['planted']
-def plant(path, text=None):
-    with trying():
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        at = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        os.write(at, (text or WORD).encode())
-        os.close(at)
-"""
-_FIND = """
-def find(path):
-    leak(path)
-    with trying(): os.unlink(path)
-"""
 _SEGMENT = "GET, ATTACH, CONTROL = {'x86_64': (29, 30, 31)}.get(os.uname().machine, (194, 196, 195))\n"
 _KEY = "0x5afe0000 + int(BAIT['word'][:4], 16)"
 
 
-def _left(name: str, path: str) -> Attack:
-    """Leave a file, given as the text of an expression."""
-    return Attack(
-        name=f"persistence/{name}",
-        code=f"{_PLANT}plant({path})",
-        then=f"{_FIND}find({path})",
-        judge=judges.hands_on,
-    )
-
-
-def _poison(name: str, code: str, then: str) -> Attack:
-    return Attack(name=f"persistence/{name}", code=f"{_PLANT}{code}", then=then, judge=judges.hands_on)
-
-
 ATTACKS = (
-    _left("work space", "'planted-' + BAIT['word']"),
-    _left("temporary files", "'/tmp/planted-' + BAIT['word']"),
-    _left("temporary files that stay", "'/var/tmp/planted-' + BAIT['word']"),
-    _left("shared memory", "'/dev/shm/planted-' + BAIT['word']"),
-    _left("home", "os.path.expanduser('~/.planted-') + BAIT['word']"),
-    _left("a module on the path", "f\"{sys.path[-1]}/planted_{BAIT['word']}.py\""),
-    _left("a module beside the standard library", "f\"{os.path.dirname(os.__file__)}/planted_{BAIT['word']}.py\""),
+    left("work space", "'planted-' + BAIT['word']"),
+    left("temporary files that stay", "'/var/tmp/planted-' + BAIT['word']"),
+    left("shared memory", "'/dev/shm/planted-' + BAIT['word']"),
+    left("home", "os.path.expanduser('~/.planted-') + BAIT['word']"),
+    left("a module on the path", "f\"{sys.path[-1]}/planted_{BAIT['word']}.py\""),
+    left("a module beside the standard library", "f\"{os.path.dirname(os.__file__)}/planted_{BAIT['word']}.py\""),
     Attack(
         name="persistence/a program for a shell",
         code='printf %s "$MARK" > "/tmp/planted-$MARK"; cp "/tmp/planted-$MARK" "$HOME/planted-$MARK"; true',
@@ -55,25 +26,20 @@ ATTACKS = (
             else ""
         ),
     ),
-    _poison(
-        "builtins",
-        "import builtins, json\nbuiltins.planted = WORD\njson.planted = WORD\nsys.planted = WORD",
-        "import builtins, json\nfor place in (builtins, json, sys): say(str(getattr(place, 'planted', '')))",
-    ),
-    _poison(
+    poison(
         "modules and environment",
         "import types\nsys.modules['planted'] = types.SimpleNamespace(word=WORD)\nos.environ['PLANTED'] = WORD\n"
         "sys.path.insert(0, WORD)",
         "say(str(sys.modules.get('planted')) + os.environ.get('PLANTED', '') + str(sys.path))",
     ),
-    _poison(
+    poison(
         "a segment of shared memory",
         f"{_SEGMENT}with trying():\n  at = call(ATTACH, call(GET, {_KEY}, 4096, 0o1666), 0, 0)\n"
         "  ctypes.memmove(at, WORD.encode() + bytes(1), len(WORD) + 1)",
         f"{_SEGMENT}with trying():\n  held = call(GET, {_KEY}, 4096, 0o666)\n"
         "  at = call(ATTACH, held, 0, 0)\n  say(ctypes.string_at(at, 24))\n  call(CONTROL, held, 0, 0)",
     ),
-    _poison(
+    poison(
         "a queue of messages",
         "NAME = ('/planted-' + BAIT['word']).encode()\nrt = ctypes.CDLL('librt.so.1')\n"
         "queue = rt.mq_open(NAME, os.O_CREAT | os.O_RDWR, 0o666, 0)\nrt.mq_send(queue, WORD.encode(), 24, 0)",
@@ -81,7 +47,7 @@ ATTACKS = (
         "queue = rt.mq_open(NAME, os.O_RDWR | os.O_NONBLOCK)\ntext = ctypes.create_string_buffer(1 << 14)\n"
         "if queue >= 0:\n  rt.mq_receive(queue, text, 1 << 14, 0)\n  say(text.value)\n  rt.mq_unlink(NAME)",
     ),
-    _poison(
+    poison(
         "keys",
         "with trying():\n"
         "  held = call('add_key', b'user', b'planted-' + BAIT['word'].encode(), WORD.encode(), 24, -4)\n"
@@ -90,7 +56,7 @@ ATTACKS = (
         "  held = call('keyctl', 10, -4, b'user', b'planted-' + BAIT['word'].encode(), 0)\n"
         "  call('keyctl', 11, held, text, 64)\n  say(text.value)",
     ),
-    _poison(
+    poison(
         "a server that stays",
         "def serve():\n  os.setsid()\n  server = socket.socket(socket.AF_UNIX)\n"
         "  server.bind(f\"\\0planted-{BAIT['word']}\")\n  server.listen()\n  server.settimeout(4)\n"
@@ -100,7 +66,7 @@ ATTACKS = (
         "with trying():\n  stream = socket.socket(socket.AF_UNIX)\n  stream.settimeout(1)\n"
         "  stream.connect(f\"\\0planted-{BAIT['word']}\")\n  say(stream.recv(64))",
     ),
-    _poison(
+    poison(
         "the name of the machine",
         "with trying(): socket.sethostname(WORD)",
         "say(socket.gethostname())",

@@ -2,23 +2,13 @@
 
 from agentflow.sandbox.attacks import judges
 from agentflow.sandbox.attacks.base import Attack
+from agentflow.sandbox.attacks.decisive import OPEN
+from tests.attacks import looks
 
 _ALL_PROCESSES = "[name for name in os.listdir('/proc') if name.isdigit()]"
-_OPEN = """
-def hold(*paths):
-    for path in paths:
-        for flags in (os.O_WRONLY, os.O_RDWR):
-            with trying(): os.open(path, flags)
-"""
 
 ATTACKS = (
-    Attack(name="files/a secret of the host", code="leak(BAIT['folder'] + '/secret')", judge=judges.leaks),
     Attack(name="files/shared memory of the host", code="leak(BAIT['shared'])", judge=judges.leaks),
-    Attack(
-        name="files/the host's root through process 1",
-        code="for way in ('root', 'cwd'): leak(f\"/proc/1/{way}{BAIT['folder']}/secret\")",
-        judge=judges.leaks,
-    ),
     Attack(
         name="files/the host's root through other processes",
         code=f"for pid in {_ALL_PROCESSES}: leak(f\"/proc/{{pid}}/root{{BAIT['folder']}}/secret\")",
@@ -48,11 +38,6 @@ ATTACKS = (
         judge=judges.leaks,
     ),
     Attack(
-        name="files/inherited descriptors",
-        code="for number in range(3, 256):\n  with trying(): say(os.pread(number, 4096, 0))",
-        judge=judges.leaks,
-    ),
-    Attack(
         name="files/inherited descriptors of others",
         code=f"for pid in {_ALL_PROCESSES}:\n  for number in range(256): leak(f'/proc/{{pid}}/fd/{{number}}')",
         judge=judges.leaks,
@@ -74,7 +59,7 @@ ATTACKS = (
         "  path = name if name == MARK else f'/dev/{name}'\n"
         "  with trying():\n    if stat.S_ISBLK(os.stat(path).st_mode): os.open(path, os.O_RDONLY | os.O_NONBLOCK)\n"
         "with trying(): os.unlink(MARK)\nshow()",
-        judge=judges.opens_device,
+        judge=looks.opens_device,
     ),
     Attack(
         name="files/memory and log of the kernel",
@@ -83,33 +68,21 @@ ATTACKS = (
         judge=judges.opens(r"^/dev/(mem|kmsg|port)|^/proc/k(core|msg)"),
     ),
     Attack(
-        name="files/the system's programs, for writing",
-        code=f"{_OPEN}hold('/bin/true', '/usr/bin/env', sys.executable, os.__file__)\n"
-        "with trying(): os.open('/usr', os.O_TMPFILE | os.O_WRONLY, 0o600)\nshow()",
-        judge=judges.opens(r"^/(usr|bin|lib|python|root|work/dev)", writable=True),
-    ),
-    Attack(
         name="files/the running interpreter, for writing",
         # What runs cannot be opened for writing, whatever else permits it; the libraries that it has loaded can.
-        code=f"{_OPEN}hold('/proc/self/exe', '/proc/1/exe', f'/proc/{{os.getppid()}}/exe')\n"
+        code=f"{OPEN}hold('/proc/self/exe', '/proc/1/exe', f'/proc/{{os.getppid()}}/exe')\n"
         "hold(*{line.split()[-1] for line in read('/proc/self/maps').decode().splitlines() if '.so' in line})\nshow()",
         judge=judges.opens(r"python|/exe$|docker|pytest|agentflow|\.so", writable=True),
     ),
     Attack(
-        name="files/settings of the kernel, for writing",
-        code=f"{_OPEN}hold('/proc/sys/kernel/core_pattern', '/proc/sys/vm/drop_caches', '/proc/sys/kernel/hostname',\n"
-        "     '/proc/sys/kernel/modprobe', '/proc/sys/net/ipv4/ip_forward')\nshow()",
-        judge=judges.opens(r"^/proc/sys/", writable=True),
-    ),
-    Attack(
         name="files/switches of the kernel, for writing",
-        code=f"{_OPEN}hold('/proc/sysrq-trigger', '/proc/irq/default_smp_affinity', '/proc/mtrr', '/sys/power/state',\n"
+        code=f"{OPEN}hold('/proc/sysrq-trigger', '/proc/irq/default_smp_affinity', '/proc/mtrr', '/sys/power/state',\n"
         "     '/sys/kernel/uevent_helper', '/proc/timer_list')\nshow()",
         judge=judges.opens(r"^/(proc|sys)/(sysrq|irq|mtrr|power|kernel)", writable=True),
     ),
     Attack(
         name="files/control groups, for writing",
-        code=f"{_OPEN}for folder, _, names in os.walk('/sys/fs/cgroup'):\n"
+        code=f"{OPEN}for folder, _, names in os.walk('/sys/fs/cgroup'):\n"
         "  if folder.count('/') < 6:\n"
         "    hold(*(f'{folder}/{n}' for n in names if n.endswith(('.procs', 'limit_in_bytes'))))\n"
         "show()",
@@ -131,18 +104,11 @@ ATTACKS = (
         name="files/a place beside the work space",
         code="for folder in (BAIT['folder'], '/var/tmp', '/usr'):\n"
         "  with trying(): os.close(os.open(f'{folder}/{MARK}', os.O_CREAT | os.O_WRONLY))",
-        judge=judges.plants,
-    ),
-    Attack(
-        name="files/the passwords and the machine's name",
-        code="for path in ('/etc/shadow', '/etc/machine-id', '/var/lib/dbus/machine-id', '/root/.ssh', '/etc/passwd'):"
-        "\n"
-        "  with trying(): os.open(path, os.O_RDONLY)\nshow()",
-        judge=judges.opens(r"^/(etc|root|var)/"),
+        judge=looks.plants,
     ),
     Attack(
         name="files/the user's home",
         code="with trying(): os.open(BAIT['home'], os.O_RDONLY | os.O_DIRECTORY)\nshow()",
-        judge=judges.opens_home,
+        judge=looks.opens_home,
     ),
 )

@@ -2,12 +2,9 @@
 
 from agentflow.sandbox.attacks import judges
 from agentflow.sandbox.attacks.base import Attack, Evidence
+from agentflow.sandbox.attacks.decisive import wounds_nobody
 
 _ALL = "[name for name in os.listdir('/proc') if name.isdigit()]"
-
-
-def _wounds_nobody(evidence: Evidence) -> str:
-    return ""  # what happens to the target, and who survives, counts against every attack
 
 
 def _same_group(evidence: Evidence) -> str:
@@ -23,12 +20,6 @@ def _traces(evidence: Evidence) -> str:
 
 
 ATTACKS = (
-    Attack(
-        name="processes/a daemon",
-        code="def daemon():\n"
-        "  os.setsid()\n  child(lambda: time.sleep(6))\nos.waitpid(child(daemon), 0)\ntime.sleep(0.1)",
-        judge=judges.soon,
-    ),
     Attack(
         name="processes/a daemon that holds the streams",
         code="child(lambda: (os.setsid(), signal.pthread_sigmask(0, range(1, 65)), time.sleep(6)))\ntime.sleep(0.1)",
@@ -59,16 +50,10 @@ ATTACKS = (
         judge=judges.soon,
     ),
     Attack(
-        name="processes/a signal to the host",
-        code="if BAIT['target'] != os.getpid():\n"
-        "  with trying(): os.kill(BAIT['target'], signal.SIGTERM)\ntime.sleep(0.1)",
-        judge=_wounds_nobody,
-    ),
-    Attack(
         name="processes/a handle on the host's process",
         code="with trying():\n  at = os.pidfd_open(BAIT['target'])\n  signal.pidfd_send_signal(at, signal.SIGTERM)\n"
         "time.sleep(0.1)",
-        judge=_wounds_nobody,
+        judge=wounds_nobody,
     ),
     Attack(
         name="processes/the host's process group",
@@ -78,12 +63,6 @@ ATTACKS = (
     Attack(
         name="processes/command lines of the host",
         code=f"for pid in {_ALL}: leak(f'/proc/{{pid}}/cmdline')",
-        judge=judges.leaks,
-        limits={"output_kb": 512},
-    ),
-    Attack(
-        name="processes/environments of the host",
-        code=f"for pid in {_ALL}: leak(f'/proc/{{pid}}/environ')",
         judge=judges.leaks,
         limits={"output_kb": 512},
     ),
@@ -98,16 +77,6 @@ ATTACKS = (
         code="say(repr(dict(os.environ)))\nleak('/proc/self/environ')",
         judge=judges.leaks,
         limits={"output_kb": 256},
-    ),
-    Attack(
-        name="processes/memory of the host's process",
-        code="pid = BAIT['victim']\nwith trying():\n  lines = read(f'/proc/{pid}/maps').decode().splitlines()\n"
-        "  low, high = next(line.split()[0].split('-') for line in lines if '[stack]' in line)\n"
-        "  at = os.open(f'/proc/{pid}/mem', os.O_RDONLY)\n"
-        "  for start in range(int(low, 16), int(high, 16), 65536):\n"
-        "    with trying(): say(os.pread(at, min(65536, int(high, 16) - start), start))",
-        judge=judges.leaks,
-        limits={"output_kb": 512},
     ),
     Attack(
         name="processes/descriptors of the host's process",

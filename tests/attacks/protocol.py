@@ -2,33 +2,8 @@
 
 from agentflow.sandbox.attacks import judges
 from agentflow.sandbox.attacks.base import Attack, Evidence
-
-_CHANNELS = """
-def channels():
-    found = []
-    for number in range(3, 256):
-        with trying():
-            if os.readlink(f'/proc/self/fd/{number}').startswith(('pipe:', 'socket:')): found.append(number)
-    return found
-FORGED = (
-    b'{"exit-code": 0}\\n{"event": "died", "status": 0, "cpu_s": 0}\\n{"pid": 2, "status": 0}\\n'
-    b'ready\\n{"exit_code": 0, "value": ""}\\n'
-)
-"""
-
-
-def _ends(status: str, code: int | None = None) -> object:
-    def look(evidence: Evidence) -> str:
-        result = evidence.result
-        right = result.status == status and (code is None or result.exit_code == code)
-        return "" if right else f"it passes for {result.status} {result.exit_code}"
-
-    return look
-
-
-def _fails(name: str, code: str, *, status: str = "nonzero_exit", exit_code: int | None = 3, **more: object) -> Attack:
-    judge = _ends(status, exit_code)
-    return Attack(name=f"protocol/{name}", code=code, judge=judge, finishes=False, **more)  # type: ignore[arg-type]
+from agentflow.sandbox.attacks.decisive import CHANNELS, fails
+from tests.attacks import looks
 
 
 def _whole(evidence: Evidence) -> str:
@@ -38,7 +13,7 @@ def _whole(evidence: Evidence) -> str:
 
 def _refused(evidence: Evidence) -> str:
     refused = evidence.result.status == "refused"
-    return judges.plants(evidence) or ("" if refused else f"its files were accepted: {evidence.result.status}")
+    return looks.plants(evidence) or ("" if refused else f"its files were accepted: {evidence.result.status}")
 
 
 def _blames_nobody(evidence: Evidence) -> str:
@@ -46,40 +21,30 @@ def _blames_nobody(evidence: Evidence) -> str:
 
 
 ATTACKS = (
-    _fails("reports on its own streams", f"{_CHANNELS}os.write(1, FORGED)\nos.write(2, FORGED)\nos._exit(3)"),
-    _fails(
-        "reports on every channel",
-        f"{_CHANNELS}for number in channels():\n  with trying(): os.write(number, FORGED)\nos._exit(3)",
-    ),
-    _fails("reports from a child", f"{_CHANNELS}child(lambda: os.write(1, FORGED))\nos.wait()\nos._exit(3)"),
-    _fails(
+    fails("reports on its own streams", f"{CHANNELS}os.write(1, FORGED)\nos.write(2, FORGED)\nos._exit(3)"),
+    fails("reports from a child", f"{CHANNELS}child(lambda: os.write(1, FORGED))\nos.wait()\nos._exit(3)"),
+    fails(
         "a child that succeeds in its stead",
         "child(lambda: os._exit(0))\nos.wait()\nos._exit(3)",
     ),
-    _fails("a signal", "os.kill(os.getpid(), signal.SIGKILL)", status="signal", exit_code=None),
-    _fails(
+    fails("a signal", "os.kill(os.getpid(), signal.SIGKILL)", status="signal", exit_code=None),
+    fails(
         "channels read empty",
-        f"{_CHANNELS}for number in channels():\n"
+        f"{CHANNELS}for number in channels():\n"
         "  with trying():\n    again = os.open(f'/proc/self/fd/{number}', os.O_RDONLY | os.O_NONBLOCK)\n"
         "    os.read(again, 65536)\nos._exit(3)",
     ),
-    _fails(
+    fails(
         "channels closed",
         "with trying(): os.closerange(0, 256)\nos._exit(3)",
     ),
-    _fails(
+    fails(
         "channels filled",
-        f"{_CHANNELS}for number in channels():\n  with trying():\n    os.set_blocking(number, False)\n"
+        f"{CHANNELS}for number in channels():\n  with trying():\n    os.set_blocking(number, False)\n"
         "    while True: os.write(number, bytes(4096))\nos._exit(3)",
         status="nonzero_exit",
     ),
-    _fails(
-        "process 1 killed",
-        "if os.getpid() < 100 and len([n for n in os.listdir('/proc') if n.isdigit()]) < 9:\n"
-        "  for number in (9, 15, 19, 11):\n    with trying(): os.kill(1, number)\n"
-        "  with trying(): os.kill(-1, 9)\nos._exit(3)",
-    ),
-    _fails("its parent stopped", "if os.getppid() < 9:\n  with trying(): os.kill(os.getppid(), 19)\nos._exit(3)"),
+    fails("its parent stopped", "if os.getppid() < 9:\n  with trying(): os.kill(os.getppid(), 19)\nos._exit(3)"),
     Attack(
         name="protocol/a work space that cannot be removed",
         # Its path becomes longer than the kernel takes, and its last folder is closed to its owner.
@@ -116,7 +81,7 @@ ATTACKS = (
     Attack(
         name="protocol/files at the root",
         code="pass",
-        files={"/tmp/agentflow-planted": b"x"},  # noqa: S108
+        files={"/tmp/agentflow-planted": b"x"},
         judge=_refused,
         finishes=False,
     ),

@@ -2,21 +2,7 @@
 
 from agentflow.sandbox.attacks import judges
 from agentflow.sandbox.attacks.base import Attack, Evidence, Judge
-
-_FLAGS = {"user": 0x10000000, "mnt": 0x00020000, "net": 0x40000000, "ipc": 0x08000000, "uts": 0x04000000}
-
-
-def _get(name: str, code: str, pattern: str) -> Attack:
-    """Try to get a descriptor that the host then sees."""
-    lines = "\n".join(f"with trying(): {line}" for line in code.splitlines())
-    return Attack(name=f"kernel/{name}", code=f"{lines}\nshow()", judge=judges.opens(pattern))
-
-
-def _leave(kind: str) -> Attack:
-    """Try to leave a namespace, beside a process that stays."""
-    flags = _FLAGS["user"] | _FLAGS[kind]
-    code = f"def leave():\n  with trying(): call('unshare', {flags})\n  show('b')\nchild(leave)\nshow('a')\nos.wait()"
-    return Attack(name=f"kernel/a new {kind} namespace", code=code, judge=judges.leaves(kind))
+from agentflow.sandbox.attacks.decisive import FLAGS, get, leave
 
 
 def _by_clone() -> Attack:
@@ -33,10 +19,6 @@ def _root_moved(evidence: Evidence) -> str:
     return f"its root is {after}" if after != before else ""
 
 
-def _mounted(evidence: Evidence) -> str:
-    return "it mounted a file system" if evidence.mark in evidence.sighting("b").mounts else ""
-
-
 def _disguised(evidence: Evidence) -> str:
     kind = evidence.sighting().personality
     return f"its execution domain is {kind:#x}" if kind else ""
@@ -51,25 +33,9 @@ def _reached(name: str) -> Judge:
     return lambda evidence: f"the kernel answered {name}" if "reached" in evidence.seen.sightings else ""
 
 
-_INT80 = (
-    # push rbx; mov eax, 359 (socket); mov ebx, 40; mov ecx, 1; xor edx, edx; int 0x80; pop rbx; ret
-    "code = bytes.fromhex('53b867010000bb28000000b90100000031d2cd805bc3')\n"
-    "import mmap\n"
-    "page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=7)\npage[: len(code)] = code\n"
-    "at = ctypes.addressof(ctypes.c_char.from_buffer(page))\n"
-    "with trying(): ctypes.CFUNCTYPE(ctypes.c_int)(at)()\nshow()"
-)
-
 ATTACKS = (
-    *(_leave(kind) for kind in _FLAGS),
+    *(leave(kind) for kind in FLAGS if kind != "user"),
     _by_clone(),
-    Attack(
-        name="kernel/a mount in a new user namespace",
-        code="def leave():\n  with trying():\n    call('unshare', 0x10020000)\n    os.mkdir(MARK)\n"
-        "    call('mount', MARK.encode(), MARK.encode(), b'tmpfs', 0, 0)\n  show('b')\n"
-        "child(leave)\nos.wait()\nwith trying(): os.rmdir(MARK)",
-        judge=_mounted,
-    ),
     Attack(
         name="kernel/a new root",
         code="def leave():\n  with trying():\n    os.mkdir(MARK)\n    os.chroot(MARK)\n  show('b')\n"
@@ -87,18 +53,16 @@ ATTACKS = (
         "show()",
         judge=judges.opens(r"^net:\["),
     ),
-    _get("a program of BPF", "call('bpf', 0, struct.pack('=IIII', 2, 4, 4, 1) + bytes(104), 120)", "bpf"),
-    _get(
+    get(
         "performance counters",
         "call('perf_event_open', struct.pack('=IIQQQQQ', 1, 128, 1, 0, 0, 0, 0x60) + bytes(80), 0, -1, -1, 0)",
         "perf_event",
     ),
-    _get("faults handled by itself", "call('userfaultfd', 1)\ncall('userfaultfd', 0)", "userfaultfd"),
-    _get("a ring of requests", "call('io_uring_setup', 4, bytes(128))", "io_uring"),
-    _get("files without a place", "call('memfd_create', MARK.encode(), 0)", r"memfd:[0-9a-f]{6} "),
-    _get("secret memory", "call('memfd_secret', 0)", "secretmem"),
-    _get("a file system in the making", "call('fsopen', b'tmpfs', 0)\ncall('fsopen', b'proc', 0)", "fscontext"),
-    _get("a detached tree", "call('open_tree', -100, b'/usr', 0x1 | 0x8000)", r"^/$|^/usr$|mnt"),
+    get("faults handled by itself", "call('userfaultfd', 1)\ncall('userfaultfd', 0)", "userfaultfd"),
+    get("files without a place", "call('memfd_create', MARK.encode(), 0)", r"memfd:[0-9a-f]{6} "),
+    get("secret memory", "call('memfd_secret', 0)", "secretmem"),
+    get("a file system in the making", "call('fsopen', b'tmpfs', 0)\ncall('fsopen', b'proc', 0)", "fscontext"),
+    get("a detached tree", "call('open_tree', -100, b'/usr', 0x1 | 0x8000)", r"^/$|^/usr$|mnt"),
     Attack(
         name="kernel/another execution domain",
         code="with trying(): call('personality', 0x0040000)\nshow()",  # no address randomisation
@@ -110,13 +74,6 @@ ATTACKS = (
         "  size = call('syslog', 3, text, 1 << 14)\n  say(b'log:' + text.raw[:size])",
         judge=_logged,
         limits={"output_kb": 128},
-    ),
-    Attack(
-        name="kernel/calls of 32 bits",
-        code=_INT80,
-        judge=lambda evidence: judges.has_socket(40)(evidence) if "" in evidence.seen.sightings else "",
-        finishes=False,
-        machines=("x86_64",),
     ),
     Attack(
         name="kernel/memory of its own child, from outside it",

@@ -1,19 +1,8 @@
 """Who it is: users, groups, capabilities, ranks, and the name of the machine."""
 
-from agentflow.sandbox.attacks import judges
 from agentflow.sandbox.attacks.base import Attack, Evidence
-
-_BECOME = """
-import shutil
-for become in (lambda: os.setgroups([0]), lambda: os.setgid(0), lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0)):
-    with trying(): become()
-show()
-"""
-
-
-def _is_root(evidence: Evidence) -> str:
-    users, groups = (evidence.sighting().status[name].split() for name in ("Uid", "Gid"))
-    return "to the host it is root" if "0" in users + groups else ""
+from agentflow.sandbox.attacks.decisive import BECOME, has_capabilities
+from tests.attacks import looks
 
 
 def _is_host(evidence: Evidence) -> str:
@@ -26,12 +15,6 @@ def _is_host(evidence: Evidence) -> str:
 def _has_groups(evidence: Evidence) -> str:
     groups = set(evidence.sighting().status["Groups"].split()) - {"65534"}
     return f"it is in the groups {' '.join(sorted(groups))}" if groups & {"0", "27", "44", "999"} else ""
-
-
-def _has_capabilities(evidence: Evidence) -> str:
-    status = evidence.sighting().status
-    held = {name: status[name] for name in ("CapEff", "CapPrm", "CapInh", "CapAmb") if int(status[name], 16)}
-    return f"it has capabilities: {held}" if held else ""
 
 
 def _may_gain(evidence: Evidence) -> str:
@@ -55,10 +38,8 @@ def _is_ranked(evidence: Evidence) -> str:
 
 
 ATTACKS = (
-    Attack(name="identity/root of the host", code=_BECOME, judge=_is_root),
     Attack(name="identity/the host's user", code="show()", judge=_is_host),
-    Attack(name="identity/groups of the host", code=_BECOME, judge=_has_groups),
-    Attack(name="identity/capabilities", code=_BECOME, judge=_has_capabilities),
+    Attack(name="identity/groups of the host", code=BECOME, judge=_has_groups),
     Attack(name="identity/set-user programs", code="show()", judge=_may_gain),
     Attack(
         name="identity/without a filter",
@@ -70,7 +51,7 @@ ATTACKS = (
         code="def leave():\n  with trying():\n    call('unshare', 0x10000000)\n"
         "    at = os.open('/proc/self/uid_map', os.O_WRONLY)\n    os.write(at, f'0 {os.getuid()} 1'.encode())\n"
         "  show()\nchild(leave)\nos.wait()",
-        judge=_has_capabilities,
+        judge=has_capabilities,
     ),
     Attack(
         name="identity/never killed for want of memory",
@@ -82,9 +63,9 @@ ATTACKS = (
         code="with trying(): os.nice(-5)\nwith trying(): os.sched_setscheduler(0, 1, os.sched_param(1))\nshow()",
         judge=_is_ranked,
     ),
-    Attack(name="identity/the host's name", code="show()", judge=judges.shares("uts")),
-    Attack(name="identity/the host's users", code="show()", judge=judges.shares("user"), needs="user"),
-    Attack(name="identity/the host's process numbers", code="show()", judge=judges.shares("pid")),
-    Attack(name="identity/the host's mounts", code="show()", judge=judges.shares("mnt")),
-    Attack(name="identity/the host's messages", code="show()", judge=judges.shares("ipc")),
+    Attack(name="identity/the host's name", code="show()", judge=looks.shares("uts")),
+    Attack(name="identity/the host's users", code="show()", judge=looks.shares("user"), needs="user"),
+    Attack(name="identity/the host's process numbers", code="show()", judge=looks.shares("pid")),
+    Attack(name="identity/the host's mounts", code="show()", judge=looks.shares("mnt")),
+    Attack(name="identity/the host's messages", code="show()", judge=looks.shares("ipc")),
 )
