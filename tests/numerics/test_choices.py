@@ -44,6 +44,10 @@ def test_thompson_takes_what_promises_most_and_repeats_with_its_seed() -> None:
     flat = np.zeros(100)
     first, again, other = (thompson(flat, flat, 10, generator=np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
+    # The sample is of Beta(alpha + 1, beta + 1).
+    alpha, beta = np.random.default_rng(5).random((2, 40))
+    expected = np.argsort(-information_gain(np.random.default_rng(6).beta(alpha + 1, beta + 1)), kind="stable")
+    assert thompson(alpha, beta, 40, generator=np.random.default_rng(6)).tolist() == expected.tolist()
     # What is unknown is explored: a flat prior beats a task that is known to be solved.
     firm = thompson(np.append(flat, 1e6), np.append(flat, 1.0), 50, generator=np.random.default_rng(3))
     assert 100 not in firm
@@ -114,6 +118,7 @@ def test_greedy_knapsack_is_exact(seed: int) -> None:
 def test_knapsack_fills_its_bounds_and_refuses_what_does_not_fit() -> None:
     assert knapsack(RATES, 9, low=3, high=9).tolist() == [3, 3, 3]
     assert knapsack(RATES, 27, low=3, high=9).tolist() == [9, 9, 9]
+    assert knapsack(RATES, 6).tolist() == [2, 2, 2] and knapsack(RATES, 384).tolist() == [128, 128, 128]
     for budget in (8, 28):
         with pytest.raises(AssertionError, match="between"):
             knapsack(RATES, budget, low=3, high=9)

@@ -37,6 +37,8 @@ def test_vade_worked_decay_of_what_was_not_selected() -> None:
     np.testing.assert_allclose(counts.alpha_Q, [8.991, 0])
     np.testing.assert_allclose(counts.beta_Q, [0.1998, 0])
     np.testing.assert_equal(np.isnan(counts.means_Q), [False, True])
+    with np.errstate(all="raise"):
+        np.testing.assert_equal(read_counts(table(0.125, 0.125), ["t", "u"], iteration=9).means_Q, [0.5, np.nan])
     # Half of it is left after ln 0.5 / ln 0.999 iterations.
     half = read_counts(table(1.0, 3.0), ["t"], iteration=694, idle=0.999)
     assert half.alpha_Q[0] == pytest.approx(0.5, abs=5e-4) and half.means_Q[0] == pytest.approx(0.25)
@@ -86,6 +88,7 @@ def test_observing_leaves_the_old_table_and_goes_through_json() -> None:
     assert list(before) == ["t"] and before["t"] == table(1.0, 1.0)["t"]
     assert again["u"] == Row(alpha=1.75, beta=2.25, played=4, attempts=4, level=0, rewards=[1.0, 0.0, 0.5], last="x")
     assert observed(after, "u", [], iteration=9) == after
+    assert len(observed(after, "u", [0.5] * 30, iteration=9)["u"]["rewards"]) == 16
     with pytest.raises(AssertionError, match="in \\[0, 1\\]"):
         observed(after, "u", [2.0], iteration=9)
 

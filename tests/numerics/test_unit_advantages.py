@@ -150,10 +150,10 @@ def test_we3_the_highest_return_may_be_the_groups_own() -> None:
 
 
 def test_outcome_spread_is_of_raw_returns_group_by_group() -> None:
-    returns = np.array([1, 0, 5, 5, np.nan, 0, 2, np.nan])
+    returns = np.array([1, 0, 5, 6, np.nan, 0, 2, np.nan])
     groups = np.array([0, 0, 1, 1, 0, 2, 2, 3])
-    np.testing.assert_allclose(outcome_spread(returns, groups), [1, 0, 4, 0])
-    np.testing.assert_allclose(outcome_spread(returns, groups, width=2), [0.25, 0, 1, 0])
+    np.testing.assert_allclose(outcome_spread(returns, groups), [1, 1, 4, 0])
+    np.testing.assert_allclose(outcome_spread(returns, groups, width=2), [0.25, 0.25, 1, 0])
 
 
 def test_smoothing_gives_copies_the_weight_of_one_or_leaves_them() -> None:
