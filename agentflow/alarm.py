@@ -33,11 +33,14 @@ class DivergenceAlarm:
 
     Args:
         config: Window and thresholds.
+        state: What `state_dict` returned after an earlier iteration; empty before the first.
     """
 
-    def __init__(self, config: AlarmConfig) -> None:
+    def __init__(self, config: AlarmConfig, state: Mapping[str, Any] | None = None) -> None:
         self.config = config
         self._history: list[tuple[float, float, float | None]] = []
+        if state:
+            self.load_state_dict(state)
 
     def observe(self, shaped_returns: Sequence[float], raw_returns: Sequence[float]) -> str:
         """Take in one iteration's scored trajectories.

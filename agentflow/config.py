@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -103,12 +103,46 @@ def is_changed(config: BaseModel, name: str) -> bool:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`: mappings merge key by key, everything else is replaced."""
+    """Return `base` with the values of `over`: mappings merge key by key, everything else is replaced.
+
+    A mapping that names another `kind` replaces the old one whole, so that no option of the old kind is left over. A
+    mapping over a list changes its entries, named by their `kind` or their index: null takes one out, an unknown kind
+    is added. `{"loss": {"kl": {"coefficient": 0.1}}}` gives a list of loss terms a stronger, or a first, KL penalty.
+
+    Raises:
+        ConfigError: An entry of a list is named by a kind that stands there twice, or by an index that is not there.
+    """
     merged = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = _merged(merged.get(key), value, key)
     return merged
+
+
+def _merged(old: Any, new: Any, name: str) -> Any:
+    if not isinstance(new, Mapping):
+        return new
+    if isinstance(old, list | tuple):
+        return [new] if "kind" in new else _merged_entries(old, new, name)
+    same_kind = isinstance(old, Mapping) and ("kind" not in new or new["kind"] == old.get("kind"))
+    return merge(old, new) if same_kind else new
+
+
+def _merged_entries(old: Sequence[Any], new: Mapping[str, Any], name: str) -> list[Any]:
+    entries = list(old)
+    for key, value in new.items():
+        found = [i for i, entry in enumerate(entries) if isinstance(entry, Mapping) and entry.get("kind") == key]
+        found = found or [i for i in range(len(entries)) if key == str(i)]
+        if len(found) > 1:
+            raise ConfigError(f"{name}.{key}: {key!r} stands there {len(found)} times.", "Name the entry by its index.")
+        if key.isdigit() and not found:
+            raise ConfigError(f"{name}.{key}: the list has {len(entries)} entries.", "Indices start at 0.")
+        if not found:
+            entries += [] if value is None else [{"kind": key, **(value if isinstance(value, Mapping) else {})}]
+        elif value is None:
+            del entries[found[0]]
+        else:
+            entries[found[0]] = _merged(entries[found[0]], value, f"{name}.{key}")
+    return entries
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -285,13 +319,18 @@ def _is_model(kind: Any) -> bool:
 
 
 def _type_text(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    if get_origin(annotation) in (Union, UnionType):
-        return " | ".join(map(_type_text, get_args(annotation))).replace("NoneType", "None")
-    if inspect.isclass(annotation) and not get_args(annotation):
-        return annotation.__name__
-    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(annotation)).replace("NoneType", "None")
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_text(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_text, arguments))
+    if arguments:
+        return f"{origin.__name__}[{', '.join(map(_type_text, arguments))}]"
+    if annotation in (NoneType, Ellipsis):
+        return "None" if annotation is NoneType else "..."
+    return str(getattr(annotation, "__name__", annotation))
 
 
 def _as_yaml(value: Any) -> str:

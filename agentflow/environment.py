@@ -9,25 +9,20 @@ once the episode has terminated. An environment never sees a tokenizer, and it n
 the rollout.
 """
 
-import importlib
-import importlib.util
-import inspect
 import itertools
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import gymnasium
 from pydantic import BaseModel
 
 from agentflow.concurrency import call
-from agentflow.config import Config, suggest, validate_options
-from agentflow.errors import AgentFlowError, ConfigError, DataError
+from agentflow.config import Config, validate_options
+from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message, ToolSchema
+from agentflow.plugins import Family, find_object
 from agentflow.roles import NO_ROLES, Roles
 from agentflow.spaces import AssistantMessage, Messages
 from agentflow.trajectory import Task, Trajectory
@@ -184,28 +179,8 @@ def load_environment(spec: str) -> type[Environment]:
     scheme, _, named = spec.partition(":")
     schemes = {point.name: point for point in entry_points(group=SCHEME_GROUP)}
     if named and scheme in schemes:
-        found = schemes[scheme].load()(named)
-    elif ":" in spec:
-        module, location, name = _import_location(spec)
-        found = getattr(module, name, None)
-        if found is None:
-            own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
-            raise ConfigError(
-                f"{location!r} has no {name!r}.",
-                suggest(name, [value.__name__ for value in own if _is_environment(value)]),
-            )
-    else:
-        points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
-        if spec not in points:
-            near = get_close_matches(spec, points, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(points))}."
-            raise ConfigError(f"There is no environment {spec!r}.", f"{hint} Your own: --env path/to/file.py:Class.")
-        found = points[spec].load()
-    if not _is_environment(found):
-        raise ConfigError(
-            f"{spec!r} is not an agentflow Environment.", "Subclass agentflow.environments.ToolEnvironment."
-        )
-    return found  # type: ignore[no-any-return]
+        return _ENVIRONMENTS.checked(schemes[scheme].load()(named), spec)
+    return _ENVIRONMENTS.find(spec)
 
 
 def load_function(spec: str, *, option: str) -> Callable[..., Any]:
@@ -220,47 +195,13 @@ def load_function(spec: str, *, option: str) -> Callable[..., Any]:
     """
     if ":" not in spec:
         raise ConfigError(f"{option} = {spec!r} names no function.", "Write FILE.py:FUNCTION or module:FUNCTION.")
-    module, location, name = _import_location(spec)
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ConfigError(f"{location!r} has no function {name!r}.", suggest(name, known))
-    return found  # type: ignore[no-any-return]
+    return find_object(spec, callable)  # type: ignore[no-any-return]
 
 
-def _import_location(spec: str) -> tuple[Any, str, str]:
-    """Return the module that stands before the last colon, how it was written, and the name behind."""
-    location, _, name = spec.rpartition(":")
-    return (_import_file(Path(location)) if location.endswith(".py") else _import_module(location)), location, name
-
-
-def _is_environment(value: object) -> bool:
-    return inspect.isclass(value) and issubclass(value, Environment) and value is not Environment
-
-
-def _import_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"Cannot import {name!r}: {error}.", "Is it installed in this environment?") from error
-
-
-def _import_file(path: Path) -> Any:
-    path = path.resolve()
-    if not path.is_file():
-        raise ConfigError(f"There is no file {path}.", "Check the path before the colon in --env FILE.py:Class.")
-    # A private name: the file must never shadow, or be shadowed by, an installed module of the same name.
-    name = f"_agentflow_file_{path.stem}_{abs(hash(str(path))):x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a .py path always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        said = str(error) if isinstance(error, AgentFlowError) else f"{type(error).__name__}: {error}."
-        raise ConfigError(f"{path} does not import: {said}") from error
-    return module
+_ENVIRONMENTS: Family[Environment] = Family(
+    what="environment",
+    base=Environment,  # type: ignore[type-abstract]
+    group=ENTRY_POINT_GROUP,
+    own="agentflow.environments.ToolEnvironment",
+    usage="--env path/to/file.py:Class",
+)

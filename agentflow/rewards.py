@@ -13,14 +13,14 @@ Axis K: the turns of one trajectory.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from agentflow.alarm import AlarmConfig
 from agentflow.config import Config, is_changed, merge, read_yaml, suggest, validate_options
 from agentflow.errors import ConfigError
-from agentflow.trajectory import Task, Trajectory, Turn
+from agentflow.trajectory import Group, Trajectory, Turn
 
 OUTCOME = "outcome"
 TURN_COST = "turn_cost"
@@ -298,14 +298,17 @@ class Shaper:
 
     Args:
         config: The terms and their schedule.
+        state: What `state_dict` returned after an earlier iteration; empty before the first.
     """
 
-    def __init__(self, config: ShapingConfig) -> None:
+    def __init__(self, config: ShapingConfig, state: Mapping[str, float] | None = None) -> None:
         self.config = config
         self._smoothed = 0.0
         self._mass = 0.0
         self.reached = 0.0
         """The highest smoothed success rate so far."""
+        if state:
+            self.load_state_dict(state)
 
     def observe(self, success_rate: float) -> None:
         """Take in the success rate of an iteration's scored trajectories, in [0, 1]."""
@@ -315,6 +318,12 @@ class Shaper:
         self._mass = past * self._mass + (1.0 - past)
         # Divided by the mass of the observations: otherwise the zero it starts from would count as failures.
         self.reached = max(self.reached, self._smoothed / self._mass)
+
+    def observe_groups(self, groups: Sequence[Group]) -> None:
+        """Take in the groups of an iteration, if any of their trajectories was scored."""
+        scored = [trajectory for group in groups for trajectory in group.scored]
+        if scored:
+            self.observe(sum(bool(trajectory.success) for trajectory in scored) / len(scored))
 
     def weights(self, progress: float) -> dict[str, float]:
         """Return the weight of each term now.
@@ -357,18 +366,6 @@ def reward_metrics(shaped: Sequence[ShapedTrajectory]) -> Mapping[str, float | N
         totals[f"reward/{name}"] = totals.get(f"reward/{name}", 0.0) + entry.raw
         totals[f"shaping/{name}"] = totals.get(f"shaping/{name}", 0.0) + entry.contribution
     return {name: total / len(shaped) for name, total in totals.items()}
-
-
-class Judge(Protocol):
-    """Whoever grades an answer: usually a language model with a rubric."""
-
-    async def score(self, task: Task, answer: str) -> float:
-        """Return a grade in [0, 1].
-
-        Raises:
-            BackendFailure: The judge stayed away: the trajectory fails, its grade is never 0.
-        """
-        ...
 
 
 def overlong_penalty(num_tokens: int, *, max_tokens: int, buffer_tokens: int) -> float:

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from agentflow.config import describe
+from agentflow.config import Option, describe
+from agentflow.trainers.algorithm import slot_options
 from agentflow.trainers.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,8 +170,13 @@ def test_parameters_are_keyword_only_after_the_first_few() -> None:
 
 
 def written_options() -> str:
-    """List every option of a run with its type and default, a line each."""
-    return "".join(f"{option.name}: {option.type} = {option.default}\n" for option in describe(TrainConfig))
+    """List every option of a run and of every kind of slot with its type and default, a line each."""
+    return "".join(f"{option.name}: {option.type} = {option.default}\n" for option in all_options())
+
+
+def all_options() -> list[Option]:
+    """Return the options of a run, then those of each kind."""
+    return [*describe(TrainConfig), *slot_options()]
 
 
 def test_options_are_frozen() -> None:
@@ -178,7 +184,7 @@ def test_options_are_frozen() -> None:
 
 
 def test_options_are_described() -> None:
-    silent = [option.name for option in describe(TrainConfig) if not option.description.endswith(".")]
+    silent = [option.name for option in all_options() if not option.description.endswith(".")]
     expect_none(silent, "an option has a sentence that says what it means")
 
 

@@ -4,7 +4,7 @@ iteration_000012/
     config.json, *.safetensors, tokenizer*   the model in Hugging Face format (with LoRA, the adapter)
     agentflow.yaml                           what it recommends for its training, if it recommends anything
     trainer.pt                               the optimiser (tensors and numbers only; read without pickle's powers)
-    state.json                               iteration, sampler, shaping, alarm
+    state.json                               what the run remembers: see `trainers.state.RunState`
 """
 
 import json
@@ -20,11 +20,11 @@ from agentflow.errors import DataError
 from agentflow.models import LoadedModel
 from agentflow.runs import Run
 from agentflow.starter_policies import RECOMMENDED
-from agentflow.trainers.learner import Learner
+from agentflow.trainers.engines.base import Engine
 
 
 def save_checkpoint(
-    run: Run, iteration: int, *, loaded: LoadedModel, learner: Learner, state: Mapping[str, Any], keep: int
+    run: Run, iteration: int, *, loaded: LoadedModel, engine: Engine, state: Mapping[str, Any], keep: int
 ) -> None:
     """Write a checkpoint, all or nothing.
 
@@ -32,7 +32,7 @@ def save_checkpoint(
         run: The run.
         iteration: The iteration after which the state is taken.
         loaded: The model and its tokenizer.
-        learner: The optimiser.
+        engine: The optimiser.
         state: Everything else, as JSON values.
         keep: The number of newest checkpoints that stay.
 
@@ -44,17 +44,17 @@ def save_checkpoint(
         loaded.tokenizer.save_pretrained(folder)
         if loaded.recommended:
             (folder / RECOMMENDED).write_text(yaml.safe_dump(dict(loaded.recommended), sort_keys=False))
-        torch.save({**learner.state_dict(), "torch_rng": torch.get_rng_state()}, folder / "trainer.pt")
+        torch.save({**engine.state_dict(), "torch_rng": torch.get_rng_state()}, folder / "trainer.pt")
         (folder / "state.json").write_text(json.dumps(state))
 
 
-def load_checkpoint(folder: Path, *, loaded: LoadedModel, learner: Learner) -> dict[str, Any]:
+def load_checkpoint(folder: Path, *, loaded: LoadedModel, engine: Engine) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state back.
 
     Args:
         folder: The checkpoint's folder.
         loaded: The model that takes the weights.
-        learner: The optimiser that takes its state.
+        engine: The optimiser that takes its state.
 
     Returns:
         The rest of the state.
@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path, *, loaded: LoadedModel, learner: Learner) -> d
     try:
         _load_weights(folder, loaded)
         trainer = torch.load(folder / "trainer.pt", map_location=loaded.model.device, weights_only=True)
-        learner.load_state_dict(trainer)
+        engine.load_state_dict(trainer)
         torch.set_rng_state(trainer["torch_rng"].cpu())
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     except Exception as error:  # damaged files raise errors of json, safetensors, zip files and torch

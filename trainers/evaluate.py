@@ -76,6 +76,18 @@ def evaluate(
     return summarise(collected, split=split, num_samples=num_samples), collected
 
 
+def heldout_metrics(found: Evaluation) -> dict[str, Any]:
+    """Return what a training run logs of an evaluation."""
+    low, high = found.interval or (None, None)
+    return {
+        "heldout/success": found.success,
+        "heldout/success_low": low,
+        "heldout/success_high": high,
+        "heldout/turns": found.turns,
+        "time/evaluation_s": found.duration_s,
+    }
+
+
 def summarise(collected: Collected, *, split: Split, num_samples: int) -> Evaluation:
     """Summarise groups of trajectories; see `Evaluation`."""
     groups = [group for group in collected.groups if group.scored]

@@ -1,37 +1,43 @@
-"""From trajectories to what the algorithm reads, and from an iteration to its metrics: pure functions."""
+"""From an iteration to its metrics: pure functions."""
 
-import random
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentflow.errors import EpisodeFailure
-from agentflow.maths.losses import LossSums
 from agentflow.metrics import mean
-from agentflow.rewards import ShapedTrajectory
-from agentflow.trainers.algorithm import ScoredTrajectory
+from agentflow.rewards import reward_metrics
 from agentflow.trainers.drift import Drift
-from agentflow.trainers.learner import UpdateStats
-from agentflow.trajectory import Group, Trajectory
+from agentflow.trainers.engines.base import Update
+from agentflow.trainers.slots.base import Seen
+from agentflow.trajectory import Group
 
 
-def scored_trajectory(trajectory: Trajectory, shaped: ShapedTrajectory) -> ScoredTrajectory:
-    """Return what the algorithm reads of a trajectory: shaped rewards, token counts, success."""
-    counts = tuple(len(turn.completion.token_ids) for turn in trajectory.turns)
-    return ScoredTrajectory(shaped.rewards_K, counts, trajectory.success)
+def iteration_metrics(seen: Seen, update: Update, *, version: int, lags: bool) -> dict[str, Any]:
+    """Return everything that is logged of an iteration's rollouts and updates.
 
-
-def shuffled_rewards(group: Sequence[ScoredTrajectory], rng: random.Random) -> list[ScoredTrajectory]:
-    """Deal the returns of a group out at random: advantages keep their distribution and lose their meaning.
-
-    Each trajectory is paid the return that it is dealt at its last turn, and nothing before.
+    Args:
+        seen: What was collected.
+        update: What was learned from it.
+        version: The version of the weights that the updates started from.
+        lags: Whether groups were collected while the learner learned: they took the updates' time as well.
     """
-    returns = [sum(trajectory.rewards_K) for trajectory in group]
-    rng.shuffle(returns)
-    return [
-        ScoredTrajectory((0.0,) * (len(t.rewards_K) - 1) + (dealt,), t.sampled_tokens_K, t.success)
-        for t, dealt in zip(group, returns, strict=True)
-    ]
+    found = seen.found
+    groups = [each.group for each in found.judged]
+    metrics = {
+        **rollout_metrics(groups),
+        **reward_metrics([member.shaped for member in found.earned]),
+        **group_metrics([each.cause for each in found.judged], num_kept=len(found.kept)),
+        **update_metrics(update),
+        **staleness_metrics(groups, version=version, num_dropped=found.num_stale),
+        "rollout/retried": found.num_retried,
+        "rollout/unpunctual": found.num_unpunctual,
+        "time/rollout_s": found.duration_s,
+        "time/update_s": update.duration_s,
+    }
+    sampling_s = found.duration_s + (update.duration_s if lags else 0.0)
+    return metrics | {"time/sampled_tokens_per_s": metrics["tokens/sampled"] / sampling_s}
 
 
 _CAUSES = (EpisodeFailure.cause, *(failure.cause for failure in EpisodeFailure.__subclasses__()))
@@ -100,18 +106,36 @@ def group_metrics(causes: Sequence[str], *, num_kept: int) -> dict[str, Any]:
     }
 
 
-def update_metrics(stats: UpdateStats | None) -> dict[str, Any]:
-    """Say what the updates did; an iteration in which no group taught anything has no update."""
-    if stats is None:
-        missing = dict.fromkeys([*LossSums().means(), *Drift().metrics(), "grad_norm", "learning_rate"])
-        return {**missing, "updates/skipped": 0, "tokens/trained": 0, "tokens/unique": 0, "tokens/rows": 0}
+def update_metrics(update: Update) -> dict[str, Any]:
+    """Say what the updates did; an iteration in which no group taught anything has no update.
+
+    Returns:
+        The loss and its terms, averaged over updates; every other sum of the loss terms as a mean over tokens; the
+        drift; the optimiser's norm and rate; tokens.
+    """
+    gradients, applied = update.gradients, update.applied
+    num_tokens = sum(gradient.num_tokens for gradient in gradients)
+    losses = _added([gradient.losses for gradient in gradients])
+    losses = {name: total / max(1, len(gradients)) for name, total in losses.items()}
+    sums = _added([gradient.sums for gradient in gradients])
+    norms = [each.grad_norm for each in applied]
     return {
-        **stats.sums.means(),
-        **stats.drift.metrics(),
-        "grad_norm": stats.grad_norm,
-        "learning_rate": stats.learning_rate,
-        "updates/skipped": stats.num_skipped,
-        "tokens/trained": int(stats.sums.num_tokens),
-        "tokens/unique": stats.num_unique_tokens,
-        "tokens/rows": stats.num_row_tokens,
+        "loss": sum(losses.values(), 0.0) if gradients else None,
+        **{f"loss/{name}": total for name, total in losses.items()},
+        **{name: total / max(1, num_tokens) for name, total in sums.items()},
+        **(update.drift or Drift()).metrics(),
+        "grad_norm": mean(norm for norm in norms if math.isfinite(norm)),
+        "learning_rate": applied[-1].learning_rate if applied else None,
+        "updates/skipped": sum(not math.isfinite(norm) for norm in norms),
+        "tokens/trained": num_tokens,
+        "tokens/unique": sum(gradient.num_unique_tokens for gradient in gradients),
+        "tokens/rows": sum(gradient.num_row_tokens for gradient in gradients),
     }
+
+
+def _added(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals

@@ -14,9 +14,12 @@ from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
 from agentflow.roles import PLANNER
 from agentflow.rollout import RolloutConfig
-from agentflow.trainers.algorithm import AlgorithmConfig, load_recipe
+from agentflow.trainers.algorithm import Algorithm, check_fit
 from agentflow.trainers.drift import MismatchConfig
-from agentflow.trainers.learner import LearnerConfig
+from agentflow.trainers.engines.base import LearnerConfig
+from agentflow.trainers.slots.losses.surrogates import Surrogate
+from agentflow.trainers.slots.masks import Mismatched
+from agentflow.trainers.slots.rewards import Shuffled
 
 DEFAULT_ALGORITHM = "flow-grpo"
 
@@ -114,9 +117,7 @@ class TrainConfig(Config):
     agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="How episodes are collected.")
     rewards: ShapingConfig = Field(default=ShapingConfig(), description="What turns are paid for.")
-    algorithm: AlgorithmConfig = Field(
-        default_factory=lambda: load_recipe(DEFAULT_ALGORITHM), description="The algorithm's slots."
-    )
+    algorithm: Algorithm = Field(default=Algorithm(), description="The method: eight keys, see docs/algorithms.md.")
     learner: LearnerConfig = Field(default=LearnerConfig(), description="The optimiser.")
     mismatch: MismatchConfig = Field(
         default=MismatchConfig(), description="When sampler and learner have drifted apart."
@@ -126,11 +127,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        if self.run.group_size < 2 and self.algorithm.baseline != "none":
-            raise ConfigError(
-                f"run.group_size = {self.run.group_size} leaves nothing to compare a trajectory with.",
-                f"algorithm.baseline={self.algorithm.baseline} needs at least 2; reinforce++ needs none.",
-            )
+        check_fit(self.algorithm, self.rewards, group_size=self.run.group_size)
         inert = [name for name in ServerConfig.model_fields if is_changed(self.policy, name)]
         if inert and self.policy.backend != "vllm":
             raise ConfigError(f"policy.{inert[0]} does nothing without servers.", "Set policy.backend=vllm as well.")
@@ -161,8 +158,17 @@ class TrainConfig(Config):
             raise ConfigError(
                 f"{given} needs a policy that samples while the learner learns.", "Set policy.backend=vllm."
             )
-        if self.algorithm.mismatch == "none":
+        slots = [slot for _, slot in self.algorithm.slots()]
+        if not any(isinstance(s, Mismatched) or (isinstance(s, Surrogate) and s.correction) for s in slots):
             raise ConfigError(
-                f"{given} learns from tokens of older weights, and algorithm.mismatch=none corrects for nothing.",
-                "Set algorithm.mismatch=tis, icepop or mis.",
+                f"{given} learns from tokens of older weights, and nothing in the algorithm corrects for it.",
+                "Set algorithm.loss.clipped.correction.kind=tis or icepop, or add a mask: "
+                "algorithm.weights.masks.mismatched={}.",
             )
+
+    @property
+    def whole_algorithm(self) -> Algorithm:
+        """The algorithm as it runs: with the control's shuffled rewards, if the run is one."""
+        if not self.run.shuffle_rewards:
+            return self.algorithm
+        return self.algorithm.model_copy(update={"rewards": (*self.algorithm.rewards, Shuffled())})

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from agentflow.agents.react import react
+from agentflow.batch import Batch
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config, is_changed
 from agentflow.environment import Environment, load_tasks
@@ -31,12 +33,16 @@ from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.speakers import ExpertSpeaker
 from agentflow.trainers.checkpoints import save_checkpoint
 from agentflow.trainers.console import Console
-from agentflow.trainers.learner import Learner, LearnerConfig, UpdateStats
+from agentflow.trainers.engines.base import Credit, Engine, LearnerConfig, Update
+from agentflow.trainers.engines.local import LocalEngine
+from agentflow.trainers.judging import as_said
 from agentflow.trainers.parts import environment_factory, use_threads
 from agentflow.trainers.reporting import update_metrics
-from agentflow.trainers.samplers import EpochSampler
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from agentflow.trainers.settings import EnvironmentConfig, Threads
+from agentflow.trainers.slots.losses.regularisers import Likelihood
+from agentflow.trainers.slots.samplers import place
+from agentflow.trainers.slots.weights import PerToken
 from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
 
 _LOSS_WINDOW = 20
@@ -132,10 +138,10 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         for stage, environment, played in zip(config.stages, environments, dialogues, strict=True):
             renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
             trajectories = [render(dialogue, renderer) for dialogue in played]
-            learner = Learner(loaded.model, _learner_config(config, stage), num_updates=stage.updates)
+            engine = LocalEngine(loaded.model, _learner_config(config, stage), num_updates=stage.updates)
             course = _Course(stage, run, console=console, config=config.run, num_done=num_done)
-            num_done = course.train(trajectories, learner)
-            save_checkpoint(run, num_done, loaded=loaded, learner=learner, state={}, keep=1)
+            num_done = course.train(trajectories, engine)
+            save_checkpoint(run, num_done, loaded=loaded, engine=engine, state={}, keep=1)
         return run.path
 
 
@@ -213,7 +219,8 @@ def render(dialogue: Dialogue, renderer: Renderer) -> Trajectory:
 def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limits: AgentConfig) -> list[Dialogue]:
     if stage.from_run:
         return _from_run(Path(stage.from_run))
-    tasks = EpochSampler(load_tasks(environment, "train"), seed).draw(stage.num_episodes)
+    pool = load_tasks(environment, "train")
+    tasks = [pool[place(i, len(pool), seed)] for i in range(stage.num_episodes)]
     environment.expert(tasks[0], seed)  # an environment without an expert says so here
     make_environment = environment_factory(stage.env)
 
@@ -261,6 +268,16 @@ def _from_run(path: Path) -> list[Dialogue]:
     return found
 
 
+def imitate(engine: Engine, trajectories: Sequence[Trajectory]) -> Update:
+    """Raise the likelihood of what was said in these trajectories: one update of mean token cross-entropy."""
+    batch = Batch(
+        tuple(map(as_said, trajectories)), np.arange(len(trajectories)), np.ones(len(trajectories), dtype=np.intp)
+    )
+    credit = Credit(np.ones(batch.turn_S.size), PerToken()(batch, {}))
+    gradient = engine.differentiate(batch, (Likelihood(),), credit=credit, known={})
+    return Update().plus(gradient, engine.apply())
+
+
 class _Course:
     """One stage under way.
 
@@ -280,7 +297,7 @@ class _Course:
         self._num_done = num_done
         self._losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
 
-    def train(self, trajectories: Sequence[Trajectory], learner: Learner) -> int:
+    def train(self, trajectories: Sequence[Trajectory], engine: Engine) -> int:
         """Update until the stage is over; the number of updates of the run so far."""
         stage = self._stage
         rng = random.Random(derive_seed(self._config.seed, "order", self._num_done))  # noqa: S311  reproducible
@@ -289,10 +306,10 @@ class _Course:
             while len(order) < stage.episodes_per_update:
                 order += rng.sample(range(len(trajectories)), len(trajectories))
             batch, order = order[: stage.episodes_per_update], order[stage.episodes_per_update :]
-            stats = learner.imitate([trajectories[i] for i in batch])
-            self._losses.append(stats.loss)
+            update = imitate(engine, [trajectories[i] for i in batch])
+            self._losses.append(sum(update.gradients[0].losses.values()))
             over = number == stage.updates or self._is_learned()
-            self._report(number, stats, over=over)
+            self._report(number, update, over=over)
             if over:
                 break
         return self._num_done + number
@@ -301,10 +318,10 @@ class _Course:
         bound = self._stage.until_loss
         return bound is not None and len(self._losses) == _LOSS_WINDOW and sum(self._losses) / _LOSS_WINDOW <= bound
 
-    def _report(self, number: int, stats: UpdateStats, *, over: bool) -> None:
+    def _report(self, number: int, update: Update, *, over: bool) -> None:
         self._console.progress(number, self._stage.updates, f"imitate {self._stage.env.name}")
         if over or number % self._config.log_every == 0:
-            told = {name: value for name, value in update_metrics(stats).items() if name.startswith(_TOLD)}
+            told = {name: value for name, value in update_metrics(update).items() if name.startswith(_TOLD)}
             metrics: dict[str, Any] = {"iteration": self._num_done + number, **told}
             self._run.log(metrics)
             self._console.iteration(metrics)

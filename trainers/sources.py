@@ -1,29 +1,30 @@
 """Where a trainer's groups come from: rolled out when they are asked for, or while the learner learns."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from agentflow.rollout import Collected, Rollout
 from agentflow.stream import GroupStream, StreamLimits
-from agentflow.trainers.samplers import EpochSampler
 from agentflow.trainers.settings import TrainConfig
+from agentflow.trainers.slots.base import Draw, Found, Now, State
+from agentflow.trajectory import Task
 
 Progress: TypeAlias = Callable[[int, int], None]
 
 
 class GroupSource(Protocol):
-    """What a trainer draws groups from."""
+    """What plays the tasks that a sampler has drawn."""
 
-    def draw(self, count: int, *, label: str, progress: Progress) -> Collected:
-        """Return groups; the label names this round of an iteration.
+    def play(self, draws: Sequence[Draw], *, label: str, progress: Progress) -> Collected:
+        """Return a group for each draw; the label names this round of an iteration.
 
         Raises:
             RunAborted: More episodes failed than the configuration bears.
         """
         ...
 
-    def start(self, version: int) -> None:
-        """Begin with the weights of a version."""
+    def open(self, state: State, version: int) -> None:
+        """Begin from what `state` returned, with the weights of a version."""
         ...
 
     def updated(self, version: int) -> None:
@@ -34,19 +35,16 @@ class GroupSource(Protocol):
         """Collect nothing any more."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return what is needed to continue, as JSON values."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned."""
-        ...
 
-
-def group_source(config: TrainConfig, rollout: Rollout, sampler: EpochSampler) -> GroupSource:
+def group_source(config: TrainConfig, rollout: Rollout, pool: Sequence[Task]) -> GroupSource:
     """Return the source that a run is configured for."""
-    source = SynchronousSource if config.run.max_staleness == 0 else StreamSource
-    return source(config, rollout, sampler)
+    if config.run.max_staleness == 0:
+        return SynchronousSource(config, rollout)
+    return StreamSource(config, rollout, pool)
 
 
 class SynchronousSource:
@@ -55,57 +53,58 @@ class SynchronousSource:
     Args:
         config: The run.
         rollout: Plays the episodes.
-        sampler: Chooses the tasks.
     """
 
-    def __init__(self, config: TrainConfig, rollout: Rollout, sampler: EpochSampler) -> None:
-        self._config = config.run
+    def __init__(self, config: TrainConfig, rollout: Rollout) -> None:
+        self._seed = config.run.seed
         self._rollout = rollout
-        self._sampler = sampler
 
-    def draw(self, count: int, *, label: str, progress: Progress) -> Collected:
+    def play(self, draws: Sequence[Draw], *, label: str, progress: Progress) -> Collected:
         """Roll groups out; see `GroupSource`."""
-        return self._rollout.run(
-            self._sampler.draw(count),
-            group_size=self._config.group_size,
-            seed=self._config.seed,
-            label=label,
-            progress=progress,
-        )
+        tasks, sizes = [draw.task for draw in draws], [draw.count for draw in draws]
+        return self._rollout.run(tasks, group_size=sizes[0], seed=self._seed, label=label, progress=progress)
 
-    def start(self, version: int) -> None:
-        """Do nothing: nothing happens between two draws."""
+    def open(self, state: State, version: int) -> None:
+        """Do nothing: nothing happens between two rounds."""
 
     def updated(self, version: int) -> None:
-        """Do nothing: the next draw samples with the new weights."""
+        """Do nothing: the next round samples with the new weights."""
 
     def close(self) -> None:
         """Do nothing: nothing is under way."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sampler's state."""
-        return self._sampler.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned."""
-        self._sampler.load_state_dict(state)
+    def state(self) -> State:
+        """Return nothing: the sampler remembers all there is."""
+        return {}
 
 
 class StreamSource:
     """Takes groups from a stream that goes on while the learner learns.
 
+    Its groups are numbered in the order in which they are begun, and the sampler chooses the task of each number ahead
+    of the iteration that learns from it: of an iteration's draws only their number counts.
+
     Args:
         config: The run.
         rollout: Plays the episodes.
-        sampler: Chooses the tasks.
+        pool: The training tasks.
     """
 
-    def __init__(self, config: TrainConfig, rollout: Rollout, sampler: EpochSampler) -> None:
+    def __init__(self, config: TrainConfig, rollout: Rollout, pool: Sequence[Task]) -> None:
         run = config.run
         self._rollout = rollout
+
+        def task(number: int) -> Task:
+            now = Now(seed=run.seed)
+            state = {**config.algorithm.sampler.initial(), "num_drawn": number}
+            draws = config.algorithm.sampler.draw(
+                pool, state, want=1, size=run.group_size, number=0, found=Found(), now=now
+            )
+            return draws[0].task
+
         self._stream = GroupStream(
             rollout,
-            sampler.task,
+            task,
             group_size=run.group_size,
             seed=run.seed,
             limits=StreamLimits(
@@ -116,15 +115,17 @@ class StreamSource:
             ),
         )
 
-    def draw(self, count: int, *, label: str, progress: Progress) -> Collected:
+    def play(self, draws: Sequence[Draw], *, label: str, progress: Progress) -> Collected:
         """Take groups that are complete; see `GroupSource`. Their labels are their own."""
-        collected = self._stream.take(count, progress=progress)
+        collected = self._stream.take(len(draws), progress=progress)
         if not collected.spent:
             self._rollout.check_failures(collected.trajectories)
         return collected
 
-    def start(self, version: int) -> None:
+    def open(self, state: State, version: int) -> None:
         """Begin to collect."""
+        if state:
+            self._stream.load_state_dict(state)
         self._stream.start(version)
 
     def updated(self, version: int) -> None:
@@ -135,10 +136,6 @@ class StreamSource:
         """Give up what is under way."""
         self._stream.close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Return the stream's state."""
         return self._stream.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned."""
-        self._stream.load_state_dict(state)

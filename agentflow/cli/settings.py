@@ -11,7 +11,7 @@ from agentflow.environment import load_environment
 from agentflow.errors import ConfigError
 from agentflow.models import training_defaults
 from agentflow.starter_policies import STARTER
-from agentflow.trainers.algorithm import AlgorithmConfig, check_shaping, load_recipe, refuse_inert
+from agentflow.trainers.algorithm import Algorithm, algorithm_values
 from agentflow.trainers.settings import DEFAULT_ALGORITHM, TrainConfig
 
 _OPTIONS = "--env --algo --model --policy --config --out --seed --iterations --resume --dry-run".split()
@@ -63,7 +63,6 @@ def train_config(given: Given) -> TrainConfig:
     environment = load_environment(config.env.name)
     options = validate_options(environment.options_model, config.env.options, owner=f"env ({environment.__name__})")
     config.rewards.validate_terms(environment.terms_with(options))
-    check_shaping(config.rewards, config.algorithm)
     if config.policy.backend == "scripted" and "temperature" in section(chosen, "policy"):
         raise ConfigError("policy.temperature does nothing: the scripted expert samples nothing.", "Leave it out.")
     return config
@@ -75,12 +74,10 @@ def merge_rewards(stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[s
     return merge(kept, typed)
 
 
-def _algorithm(name: str | None, stored: Mapping[str, Any], typed: Mapping[str, Any]) -> AlgorithmConfig:
-    # A run's resolved configuration names every slot: an algorithm of its own, which another recipe replaces whole.
-    if not set(AlgorithmConfig.model_fields) <= set(stored):
-        return load_recipe(name or DEFAULT_ALGORITHM, {**stored, **typed})
-    if name is not None:
-        return load_recipe(name, typed)
-    config = validate_options(AlgorithmConfig, {**stored, **typed}, "algorithm")
-    refuse_inert(typed, config)
-    return config
+def _algorithm(name: str | None, stored: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Start from the recipe that was chosen, or from what the files say, and change what was typed."""
+    # A run's resolved configuration has every key: an algorithm of its own, which another recipe replaces whole.
+    whole = set(Algorithm.model_fields) <= set(stored)
+    base = algorithm_values({"extends": name or stored.get("extends", DEFAULT_ALGORITHM)})
+    base = base if whole and name else merge(base, {k: v for k, v in stored.items() if k != "extends"})
+    return merge(base, typed)

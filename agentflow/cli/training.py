@@ -16,7 +16,7 @@ from agentflow.errors import ConfigError, RunAborted
 from agentflow.runs import StoredRun
 from agentflow.runs.storage import check_writable
 from agentflow.starter_policies import STARTER, Part, is_learned, starter_for
-from agentflow.trainers import loop
+from agentflow.trainers import start
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 from agentflow.view.plots import write_plots
@@ -51,7 +51,7 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
                 + " a larger model (--model)."
             )
         try:
-            path = loop.train(config, console)
+            path = start.train(config, console)
         except RunAborted as error:
             write_report(StoredRun(Path(noted_run(error))))
             raise
@@ -105,7 +105,7 @@ def _resume(path: Path, *, alone: bool) -> None:
     iterations = StoredRun(path).config.get("run", {}).get("iterations")
     with open_console(iterations) as console:
         try:
-            loop.resume(path, console)
+            start.resume(path, console)
         except RunAborted as error:
             write_report(StoredRun(Path(noted_run(error))))
             raise
@@ -120,7 +120,7 @@ def _finish(path: Path) -> None:
 
 
 def _describe_run(config: TrainConfig) -> None:
-    parts = loop.assembled(config)
+    parts = start.assembled(config)
     check_writable(Path(config.run.out))
     num_tasks = len(load_tasks(parts.make_environment(), "train"))
     num_parameters = sum(parameter.numel() for parameter in parts.loaded.model.parameters())

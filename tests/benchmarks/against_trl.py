@@ -32,10 +32,11 @@ from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policy import Sampling
 from agentflow.rollout import Ask, Rollout, RolloutConfig, derive_seed
 from agentflow.trainers.algorithm import load_recipe
-from agentflow.trainers.learner import Learner, LearnerConfig, Sample
+from agentflow.trainers.engines.base import LearnerConfig
 from agentflow.trajectory import Episode, Status, Task, Trajectory, Turn
 from tests.benchmarks.forest import VOCABULARY, group, high_water_megabytes, small_qwen3
 from tests.benchmarks.trl_trainer import NEVER_SAMPLED, TRLTrainer, batch
+from tests.numerics.learning import Learner, Sample
 
 GROUP = 8
 MICRO_BATCHES = (8, 2, 1)
@@ -58,6 +59,7 @@ class Updates:
     trajectories: list[Trajectory]
     advantages: list[float]
     trl: TRLTrainer
+    ours: PreTrainedModel
     learner: Learner
 
     @classmethod
@@ -65,8 +67,9 @@ class Updates:
         """Draw a group with advantages of mean zero."""
         advantages = np.linspace(-1.5, 1.5, GROUP).tolist()
         trl = TRLTrainer(folder, group_size=GROUP, learning_rate=LEARNING_RATE)
-        learner = Learner(small_qwen3(), LearnerConfig(learning_rate=LEARNING_RATE), num_updates=1000)
-        return cls(group(prompt, private, size=GROUP), advantages, trl, learner)
+        model = small_qwen3()
+        learner = Learner(model, LearnerConfig(learning_rate=LEARNING_RATE), num_updates=1000)
+        return cls(group(prompt, private, size=GROUP), advantages, trl, model, learner)
 
     def run(self, side: str) -> None:
         """Take one update, from the trajectories to the new weights."""
@@ -80,11 +83,11 @@ class Updates:
             Sample(trajectory, np.full(len(trajectory.turns), advantage))
             for trajectory, advantage in zip(self.trajectories, self.advantages, strict=True)
         ]
-        self.learner.update(samples, load_recipe("grpo", {"kl_coefficient": 0.0}))
+        self.learner.update(samples, load_recipe("grpo", {"loss": {"kl": None}}))
 
     def model(self, side: str) -> PreTrainedModel:
         """Return the model that a side updates."""
-        return self.learner.model if side == OURS else self.trl.model
+        return self.ours if side == OURS else self.trl.model
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from agentflow.trainers import loop
+from agentflow.trainers import start
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.settings import TrainConfig
 
@@ -75,7 +75,7 @@ def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> Non
         die_in_checkpoint()
     console = Killer(phase)
     if run:
-        print(loop.resume(Path(run), console))
+        print(start.resume(Path(run), console))
         return
     config = TrainConfig(
         env={"name": f"{Path(__file__).parent / 'words.py'}:Words"},
@@ -83,11 +83,13 @@ def main(model: str, out: str, phase: str, lora_rank: str, run: str = "") -> Non
         agent={"max_turn_tokens": 12},
         learner={"learning_rate": 3e-3, "updates_per_iteration": 2, "schedule": "linear"},
         rewards={"preset": "outcome", "terms": {"well_formed": {"weight": 0.2, "retire_at": 0.5, "fade": 0.5}}},
-        algorithm=load_recipe("flow-grpo", {"kl_coefficient": 0.01, "degenerate": "keep"}),
+        algorithm=load_recipe(
+            "flow-grpo", {"loss": {"kl": {"coefficient": 0.01}}, "keep": {"has_signal": {"drop": False}}}
+        ),
         evaluation={"every": 3, "num_tasks": 8},
         run={"iterations": 6, "tasks_per_iteration": 4, "group_size": 4, "checkpoint_every": 2, "out": out},
     )
-    print(loop.train(config, console))
+    print(start.train(config, console))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def small(folder: Path, *words: str) -> list[str]:
     return [
         *("train", "--env", f"{folder}/my_shop.py:MyShop", "--model", f"{folder}/tiny", "--out", f"{folder}/runs"),
         *("run.tasks_per_iteration=2", "--run.group_size", "2", "evaluation.num_tasks=2", "agent.max_turns=2"),
-        *("agent.max_turn_tokens=8", "algorithm.degenerate=keep", *words),
+        *("agent.max_turn_tokens=8", "algorithm.keep.has_signal.drop=false", *words),
     ]
 
 

@@ -79,7 +79,12 @@ def test_the_real_sandbox_plays_every_gold_answer():
 
 def test_the_code_starter_trains_and_is_evaluated(tmp_path):
     words = ["train", "--env", f"{__file__}:Trusted", "--model", "starter-code", "--out", str(tmp_path)]
-    sizes = ["run.tasks_per_iteration=3", "run.group_size=4", "evaluation.num_tasks=6", "algorithm.degenerate=keep"]
+    sizes = [
+        "run.tasks_per_iteration=3",
+        "run.group_size=4",
+        "evaluation.num_tasks=6",
+        "algorithm.keep.has_signal.drop=false",
+    ]
     assert main([*words, *sizes, "--iterations", "1", "env.train_tasks=12", "env.heldout_tasks=6"]) == 0
     (run,) = (StoredRun(path) for path in tmp_path.iterdir())
     (trajectories,) = [[t for group in run.groups(i) for t in group.trajectories] for i in run.rollout_iterations()]

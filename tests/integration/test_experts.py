@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from agentflow.trainers.loop import train
 from agentflow.trainers.settings import TrainConfig
 from agentflow.trainers.sft import SftConfig, train_sft
+from agentflow.trainers.start import train
 from agentflow.view.console import QuietConsole
 from tests.integration.words import save_tiny_model
 

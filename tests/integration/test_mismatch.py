@@ -11,14 +11,17 @@ import torch
 
 from agentflow.errors import RunAborted
 from agentflow.runs import Run, StoredRun
+from agentflow.trainers import loop
 from agentflow.trainers.algorithm import load_recipe
-from agentflow.trainers.loop import Trainer, assembled, resume, train
 from agentflow.trainers.parts import assemble
+from agentflow.trainers.session import Session
 from agentflow.trainers.settings import TrainConfig
+from agentflow.trainers.start import assembled, resume, train
 from agentflow.view.console import QuietConsole
 from agentflow.view.report import render_report
 from tests.integration.words import save_tiny_model
 
+KEPT = {"has_signal": {"drop": False}}
 WORDS = f"{Path(__file__).parent / 'words.py'}:Words"
 
 
@@ -34,7 +37,7 @@ def config(model: Path, out: Path, **more: Any) -> TrainConfig:
         agent={"max_turn_tokens": 12},
         learner={"learning_rate": 1e-2, "updates_per_iteration": 2},
         rewards={"preset": "outcome", "terms": {"well_formed": {"weight": 0.5}}},
-        algorithm=load_recipe("flow-grpo", {"degenerate": "keep"}),
+        algorithm=load_recipe("flow-grpo", {"keep": KEPT}),
         evaluation={"num_tasks": 0},
         run={"iterations": 8, "tasks_per_iteration": 4, "group_size": 4, "checkpoint_every": 20, "out": str(out)},
         **more,
@@ -52,7 +55,7 @@ def train_with_a_deaf_sampler(config: TrainConfig, out: Path, *, noise: float = 
     apart = replace(assemble(config, loaded=deaf), loaded=assembly.loaded)
     with Run.create(out, config=config, env="words", model="tiny", seed=0, tensorboard=False) as run:
         with pytest.raises(RunAborted, match=r"mismatch/mean_abs_logprob = .* is above mismatch\.max_mean_abs_logprob"):
-            Trainer(config, apart, run=run, console=QuietConsole()).train()
+            loop.train(Session(config, apart, run=run, console=QuietConsole()))
         return run.path
 
 
@@ -116,14 +119,16 @@ def test_what_is_meant_to_differ_can_be_trained_on(model: Path, tmp_path: Path) 
     """The limit off and a correction on: a sampler of its own weights is off-policy data, not an error."""
     settings = config(model, tmp_path, mismatch={"max_mean_abs_logprob": None}).model_copy(
         update={
-            "algorithm": load_recipe("flow-grpo", {"degenerate": "keep", "mismatch": "tis", "mismatch_unit": "turn"})
+            "algorithm": load_recipe(
+                "flow-grpo", {"keep": KEPT, "loss": {"clipped": {"correction": {"kind": "tis", "unit": "turn"}}}}
+            )
         }
     )
     assembly = assembled(settings)
     deaf = replace(assembly.loaded, model=copy.deepcopy(assembly.loaded.model))
     apart = replace(assemble(settings, loaded=deaf), loaded=assembly.loaded)
     with Run.create(tmp_path, config=settings, env="words", model="tiny", seed=0, tensorboard=False) as run:
-        Trainer(settings, apart, run=run, console=QuietConsole()).train()
+        loop.train(Session(settings, apart, run=run, console=QuietConsole()))
         found = rows(run.path)
     assert found[-1]["iteration"] == 8
     assert found[-1]["mismatch/mean_abs_logprob"] > 0.05

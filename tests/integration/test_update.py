@@ -113,7 +113,7 @@ def logprobs_of(folder: Path, run: Path, iteration: int, *, temperature: float) 
 def test_learner_scores_at_the_temperature_and_the_reference_stays_where_the_run_began(
     model: Path, tmp_path: Path
 ) -> None:
-    run = run_of(model, tmp_path, "run.iterations=3", "policy.temperature=0.6", "algorithm.kl_coefficient=0.01")
+    run = run_of(model, tmp_path, "run.iterations=3", "policy.temperature=0.6", "algorithm.loss.kl.coefficient=0.01")
     first, *later = path_of(model, run)
     for iteration, (row, weights_before) in enumerate(
         zip(StoredRun(run).metrics()[1:], [first, *later], strict=False), start=1

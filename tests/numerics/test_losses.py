@@ -9,24 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentflow.maths.losses import (
-    Aggregation,
-    LossName,
-    LossSums,
-    Ratio,
-    SampledTokens,
-    clipped,
-    kl_estimate,
-    log_ratio,
-    policy_loss,
-    surrogate,
-    token_weights,
-)
+from agentflow.maths.losses import Aggregation, binding, kl_estimate, token_weights
 from agentflow.maths.mismatch import Mismatch, mismatch_factor
+from agentflow.maths.ratios import clipped_objective, unit_log_ratio
+from agentflow.trainers.slots.losses.surrogates import Cispo
+from tests.numerics.terms import SampledTokens, policy_loss
 
 LENGTHS = [[2, 4, 2], [4], [2, 2], [4, 4]]
 ADVANTAGES = [1.0, -1.0, -1.0, 1.0]
-INF = math.inf
 
 
 def f64(*values: float) -> Tensor:
@@ -44,10 +34,14 @@ def tokens(log_ratios: list[float], advantages: list[float], **more: Any) -> Sam
     )
 
 
-def objective(ratio: float, advantage: float, *, loss: LossName = "clip", low: float = 0.2, high: float = 0.2) -> float:
-    sample = tokens([math.log(ratio)], [advantage])
-    value = surrogate(sample, log_ratio(sample, "token").exp(), loss=loss, clip_low=low, clip_high=high)
-    return float(value.detach())
+def objective(ratio: float, advantage: float, *, low: float = 0.2, high: float = 0.2) -> float:
+    return float(clipped_objective(f64(ratio), f64(advantage), low=low, high=high))
+
+
+def log_ratio(sample: SampledTokens) -> Tensor:
+    """The log of the ratio that each trajectory shares."""
+    assert sample.segments_S is not None
+    return unit_log_ratio(sample.logprobs_S, sample.old_logprobs_S, sample.segments_S)
 
 
 @pytest.mark.parametrize(("aggregation", "expected"), [("nested", 0.0), ("turn", 0.25), ("token", 0.333333)])
@@ -72,10 +66,10 @@ def test_we1_k3(d: float, expected: float) -> None:
 
 def test_we16_sequence_ratio() -> None:
     sample = tokens([0.01, -0.02, 0.03], [1.0, 1.0, 1.0], segments_S=torch.zeros(3, dtype=torch.long))
-    ratio = log_ratio(sample, "sequence").exp()
-    assert float(log_ratio(sample, "token").detach().sum().exp()) == pytest.approx(1.020201, abs=1e-6)
+    ratio = log_ratio(sample).exp()
+    assert float((sample.logprobs_S - sample.old_logprobs_S).detach().sum().exp()) == pytest.approx(1.020201, abs=1e-6)
     assert ratio.tolist() == pytest.approx([1.006689] * 3, abs=1e-6)
-    bounded = surrogate(sample, ratio, loss="clip", clip_low=3e-4, clip_high=4e-4)
+    bounded = clipped_objective(ratio, sample.advantages_S, low=3e-4, high=4e-4)
     assert bounded.tolist() == pytest.approx([1.0004] * 3)
 
 
@@ -117,13 +111,13 @@ def test_we18_mis_drops_tokens_from_the_denominator() -> None:
     assert weights.tolist() == [0, 0.5, 0.5, 0, 0]
     behaviour = torch.linspace(-2.0, -0.5, 5, dtype=torch.float64) - torch.from_numpy(np.log(w))
     sample = tokens([0.0] * 5, [1.0] * 5, weights_S=torch.from_numpy(weights), behaviour_logprobs_S=behaviour)
-    assert -float(policy_loss(sample, mismatch="mis").loss.detach()) == pytest.approx(1.0)
+    assert -float(policy_loss(sample).loss.detach()) == pytest.approx(1.0)
 
 
 def test_we18_sequence_ratio_is_the_geometric_mean() -> None:
     sample = tokens(np.log([0.3, 0.8, 1, 3, 6]).tolist(), [1.0] * 5, segments_S=torch.zeros(5, dtype=torch.long))
-    assert float(log_ratio(sample, "token").detach().sum().exp()) == pytest.approx(4.32)
-    assert float(log_ratio(sample, "sequence").detach().exp()[0]) == pytest.approx(1.339975, abs=1e-6)
+    assert float((sample.logprobs_S - sample.old_logprobs_S).detach().sum().exp()) == pytest.approx(4.32)
+    assert float(log_ratio(sample).detach().exp()[0]) == pytest.approx(1.339975, abs=1e-6)
 
 
 UNITS = ("turn", "turn_mean", "sequence", "sequence_mean")
@@ -135,8 +129,7 @@ SLOTS: list[dict[str, Any]] = [
     {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.05},
     {"mismatch": "tis"},
     {"mismatch": "icepop"},
-    {"mismatch": "mis"},
-    *({"mismatch": mismatch, "mismatch_unit": unit} for mismatch in ("tis", "icepop", "mis") for unit in UNITS),
+    *({"mismatch": mismatch, "mismatch_unit": unit} for mismatch in ("tis", "icepop") for unit in UNITS),
     {"kl_coefficient": 0.1, "kl_estimator": "k1"},
     {"kl_coefficient": 0.1, "kl_estimator": "k2"},
     {"kl_coefficient": 0.1},
@@ -167,10 +160,6 @@ def random_batch(seed: int = 0, lengths: list[list[int]] = LENGTHS) -> SampledTo
     )
 
 
-def select(batch: SampledTokens, index: Tensor) -> SampledTokens:
-    return SampledTokens(*(getattr(batch, f.name)[index] for f in fields(batch)))
-
-
 def slow_loss(b: SampledTokens, **slots: Any) -> float:
     """A loop over scalars that shares no code with the module."""
     low, high = slots.get("clip_low", 0.2), slots.get("clip_high", 0.2)
@@ -195,9 +184,7 @@ def slow_loss(b: SampledTokens, **slots: Any) -> float:
         w = math.prod(math.exp(float(b.old_logprobs_S[j]) - float(behaviour[j])) for j in members)
         w = w ** (1 / len(members)) if unit.endswith("_mean") else w
         inside = 0.5 <= w <= 2.0
-        value *= {"none": 1.0, "tis": min(w, 2.0), "icepop": w * inside, "mis": 1.0 * inside}[
-            slots.get("mismatch", "none")
-        ]
+        value *= {"none": 1.0, "tis": min(w, 2.0), "icepop": w * inside}[slots.get("mismatch", "none")]
         d = float(ref[s]) - logp
         kl = {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[slots.get("kl_estimator", "k3")]
         total += float(b.weights_S[s]) * (
@@ -225,9 +212,9 @@ def _frozen_parts(logprobs: Tensor, batch: SampledTokens, slots: dict[str, Any])
         coefficient = (batch.logprobs_S - batch.old_logprobs_S).exp().clamp(0.8, 1.2).detach()
         return -(batch.weights_S * coefficient * batch.advantages_S * logprobs).sum()
     if slots.get("ratio") == "sequence":
-        here = log_ratio(batch, "sequence").detach()
+        here = log_ratio(batch).detach()
         log_s = here + logprobs - batch.logprobs_S.detach()
-        value = surrogate(at, log_s.exp(), loss="clip", clip_low=0.05, clip_high=0.05)
+        value = clipped_objective(log_s.exp(), at.advantages_S, low=0.05, high=0.05)
         return -(batch.weights_S * value).sum()
     return policy_loss(at, **slots).loss
 
@@ -256,7 +243,7 @@ def test_a_token_that_drifted_far_leaves_the_gradient_finite(slots: dict[str, An
     terms = policy_loss(batch, **slots)
     (gradient,) = torch.autograd.grad(terms.loss, batch.logprobs_S)
     assert torch.isfinite(gradient).all()
-    assert all(math.isfinite(value) for value in terms.sums.means().values())
+    assert all(math.isfinite(value) for value in terms.sums.values())
 
 
 def test_entropy_gradient_reaches_the_entropies() -> None:
@@ -271,11 +258,10 @@ def test_micro_batches_add_up(slots: dict[str, Any]) -> None:
     batch = random_batch()
     assert batch.segments_S is not None
     whole = policy_loss(batch, **slots)
-    parts = [policy_loss(select(batch, batch.segments_S == i), **slots) for i in range(len(LENGTHS))]
+    parts = [policy_loss(batch[batch.segments_S == i], **slots) for i in range(len(LENGTHS))]
     assert sum(float(part.loss.detach()) for part in parts) == pytest.approx(float(whole.loss.detach()), abs=1e-14)
-    total = sum((part.sums for part in parts), LossSums())
-    for name, value in total.means().items():
-        assert value == pytest.approx(whole.sums.means()[name], abs=1e-12), name
+    for name, value in whole.sums.items():
+        assert sum(part.sums[name] for part in parts) == pytest.approx(value, abs=1e-12), name
     (one,) = torch.autograd.grad(whole.loss, batch.logprobs_S)
     (other,) = torch.autograd.grad(torch.stack([part.loss for part in parts]).sum(), batch.logprobs_S)
     assert torch.allclose(one, other, atol=1e-15, rtol=0)
@@ -285,7 +271,7 @@ def test_micro_batches_add_up(slots: dict[str, Any]) -> None:
 def test_order_of_tokens_does_not_matter(slots: dict[str, Any]) -> None:
     batch = random_batch()
     order = torch.randperm(len(batch.weights_S), generator=torch.Generator().manual_seed(1))
-    shuffled = policy_loss(select(batch, order), **slots)
+    shuffled = policy_loss(batch[order], **slots)
     assert float(shuffled.loss.detach()) == pytest.approx(float(policy_loss(batch, **slots).loss.detach()), abs=1e-14)
 
 
@@ -315,10 +301,10 @@ def test_a_sequence_of_one_token_has_the_token_ratio() -> None:
 
 @pytest.mark.parametrize("loss", ["clip", "cispo"])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_on_policy_without_bounds_the_gradient_is_reinforce(loss: LossName, ratio: Ratio) -> None:
+def test_on_policy_without_bounds_the_gradient_is_reinforce(loss: str, ratio: str) -> None:
     batch = random_batch()
     batch = replace(batch, logprobs_S=batch.old_logprobs_S.clone().requires_grad_())
-    open_loss = policy_loss(batch, loss=loss, ratio=ratio, clip_low=1.0, clip_high=INF).loss
+    open_loss = policy_loss(batch, loss=loss, ratio=ratio, clip_low=1.0, clip_high=None).loss
     (gradient,) = torch.autograd.grad(open_loss, batch.logprobs_S)
     (reinforce,) = torch.autograd.grad(policy_loss(batch, loss="reinforce").loss, batch.logprobs_S)
     assert torch.allclose(gradient, reinforce, atol=1e-15, rtol=0)
@@ -327,10 +313,10 @@ def test_on_policy_without_bounds_the_gradient_is_reinforce(loss: LossName, rati
 
 def test_ppo_counts_as_clipped_only_where_the_bound_stops_a_gain() -> None:
     ratio, advantages = f64(1.5, 1.5, 0.5, 0.5, 1.0), f64(1, -1, 1, -1, 1)
-    low, high = clipped(ratio, advantages, loss="clip", clip_low=0.2, clip_high=0.2)
+    low, high = binding(ratio, advantages, low=0.2, high=0.2)
     assert low.tolist() == [False, False, False, True, False]
     assert high.tolist() == [True, False, False, False, False]
-    low, high = clipped(ratio, advantages, loss="cispo", clip_low=0.2, clip_high=0.2)
+    low, high = Cispo(low=0.2, high=0.2).binds(tokens([0.0] * 5, [1.0] * 5).tokens, ratio)
     assert low.tolist() == [False, False, True, True, False]
     assert high.tolist() == [True, True, False, False, False]
 
@@ -342,36 +328,30 @@ def test_metrics_count_what_they_say() -> None:
         behaviour_logprobs_S=torch.linspace(-2.0, -0.5, 4, dtype=torch.float64) + f64(0.1, -0.1, 0.3, -0.3),
         entropy_S=f64(1.0, 2.0, 3.0, 4.0),
     )
-    means = policy_loss(sample).sums.means()
+    means = policy_loss(sample).means
     assert means["clip_fraction/low"] == means["clip_fraction/high"] == 0.25
     assert means["clip_fraction"] == 0.5
     assert means["ratio/mean"] == pytest.approx(1.0)
-    assert policy_loss(sample, mismatch="tis").sums.means()["mismatch/correction"] == pytest.approx(
+    assert policy_loss(sample, mismatch="tis").means["mismatch/correction"] == pytest.approx(
         np.exp([-0.1, 0.1, -0.3, 0.3]).mean()
     )
     assert means["entropy"] == 2.5
     assert means["kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in (1.5, 1.5, 0.5, 0.5)) / 4)
-    assert policy_loss(sample, loss="cispo").sums.means()["clip_fraction"] == 1.0
-    assert policy_loss(sample, loss="reinforce").sums.means()["clip_fraction"] == 0.0
+    assert policy_loss(sample, loss="cispo").means["clip_fraction"] == 1.0
+    assert policy_loss(sample, loss="reinforce").means["clip_fraction"] == 0.0
 
 
 @pytest.mark.parametrize(
-    ("slots", "tokens_without", "message"),
+    ("slots", "missing"),
     [
-        ({"ratio": "sequence"}, replace(random_batch(), segments_S=None), "trajectory of each token"),
-        (
-            {"mismatch": "tis", "mismatch_unit": "sequence"},
-            replace(random_batch(), segments_S=None),
-            "trajectory of each",
-        ),
-        ({"mismatch": "tis", "mismatch_unit": "turn_mean"}, replace(random_batch(), turns_S=None), "turn or the traj"),
-        ({"mismatch": "tis"}, replace(random_batch(), behaviour_logprobs_S=None), "sampler's log-probs"),
-        ({"kl_coefficient": 0.1}, replace(random_batch(), ref_logprobs_S=None), "reference's log-probs"),
-        ({"entropy_coefficient": 0.1}, replace(random_batch(), entropy_S=None), "entropies"),
+        ({"ratio": "sequence"}, "segments_S"),
+        ({"mismatch": "tis", "mismatch_unit": "sequence"}, "segments_S"),
+        ({"mismatch": "tis", "mismatch_unit": "turn_mean"}, "turns_S"),
+        ({"mismatch": "tis"}, "behaviour_logprobs_S"),
+        ({"kl_coefficient": 0.1}, "ref_logprobs_S"),
     ],
 )
-def test_a_slot_without_its_input_is_refused(
-    slots: dict[str, Any], tokens_without: SampledTokens, message: str
-) -> None:
-    with pytest.raises(AssertionError, match=message):
-        policy_loss(tokens_without, **slots)
+def test_a_term_without_its_column_is_refused(slots: dict[str, Any], missing: str) -> None:
+    nothing: dict[str, Any] = {missing: None}
+    with pytest.raises((KeyError, AssertionError)):
+        policy_loss(replace(random_batch(), **nothing), **slots)

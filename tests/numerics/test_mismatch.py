@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentflow.maths.losses import SampledTokens, policy_loss, token_weights
+from agentflow.columns import SAMPLER, START
+from agentflow.maths.losses import token_weights
 from agentflow.maths.mismatch import Mismatch, MismatchUnit, mismatch_factor, owners, unit_log_weights
-from agentflow.trainers.algorithm import load_recipe, weights
+from agentflow.trainers.algorithm import load_recipe
+from tests.numerics.batches import batch_of
+from tests.numerics.terms import SampledTokens, policy_loss
 
 W = [0.3, 0.8, 1.0, 3.0, 6.0]
 """WE-18, as two turns of two and of three tokens where turns matter."""
@@ -78,8 +81,9 @@ def test_we18_factor_of_each_unit(
     ],
 )
 def test_masking_drops_whole_units_from_the_denominator(unit: str, expected: list[float]) -> None:
-    config = load_recipe("dapo", {"mismatch": "mis", "mismatch_unit": unit})
-    found = weights([[2, 3], [2]], config, log_mismatch_S=np.log([*W, 1.0, 1.2]))
+    weights = load_recipe("dapo", {"weights": {"masks": {"mismatched": {"unit": unit}}}}).weights
+    start = torch.tensor(np.log([*W, 1.0, 1.2]))
+    found = weights(batch_of([2, 3], [2]), {START: start, SAMPLER: torch.zeros(7)})
     assert found.tolist() == pytest.approx(expected)
 
 
@@ -90,7 +94,7 @@ def test_owners_count_turns_over_the_batch() -> None:
 
 
 @pytest.mark.parametrize("unit", ["token", "turn", "turn_mean", "sequence", "sequence_mean"])
-@pytest.mark.parametrize("mismatch", ["tis", "icepop", "mis"])
+@pytest.mark.parametrize("mismatch", ["tis", "icepop"])
 def test_no_gradient_passes_through_the_factor(mismatch: Mismatch, unit: MismatchUnit) -> None:
     """The gradient is that of a factor that is a number, also where the old log-probs carry a gradient themselves."""
     logprobs = f64(-1.0, -1.5, -0.5, -2.0, -0.7).requires_grad_()

@@ -1,11 +1,12 @@
 """From trajectories to the algorithm's records and to metrics."""
 
-import random
-
 from agentflow.messages import Message, Reply
-from agentflow.trainers.algorithm import ScoredTrajectory
-from agentflow.trainers.reporting import group_metrics, rollout_metrics, shuffled_rewards, update_metrics
+from agentflow.trainers.engines.base import Update
+from agentflow.trainers.reporting import group_metrics, rollout_metrics, update_metrics
+from agentflow.trainers.slots.base import Now
+from agentflow.trainers.slots.rewards import Shuffled
 from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
+from tests.numerics.batches import earned_of, judged_of
 
 
 def trajectory(status: Status, *, success: bool | None, num_turns: int = 1) -> Trajectory:
@@ -45,10 +46,10 @@ def test_nothing_scored_is_missing_and_not_zero() -> None:
     assert metrics["failed/policy"] == 1.0
 
 
-def test_iteration_without_an_update_has_the_same_names_and_no_numbers() -> None:
-    metrics = update_metrics(None)
-    assert {"loss", "grad_norm", "kl", "entropy", "clip_fraction", "mismatch/mean_abs_logprob"} <= set(metrics)
-    assert metrics["loss"] is None
+def test_iteration_without_an_update_has_no_numbers() -> None:
+    metrics = update_metrics(Update())
+    missing = ("loss", "grad_norm", "learning_rate", "mismatch/mean_abs_logprob")
+    assert [metrics[name] for name in missing] == [None] * 4
     assert metrics["tokens/trained"] == 0
 
 
@@ -63,8 +64,11 @@ def test_groups_that_teach_nothing_are_counted_by_cause_kept_or_dropped() -> Non
 
 
 def test_shuffling_deals_out_the_same_returns_and_nothing_else() -> None:
-    group = [ScoredTrajectory((0.25 * k, 0.5 * k), (3, 4), success=k > 1) for k in range(6)]
-    dealt = shuffled_rewards(group, random.Random(3))
-    assert sorted(sum(t.rewards_K) for t in dealt) == sorted(sum(t.rewards_K) for t in group)
-    assert [sum(t.rewards_K) for t in dealt] != [sum(t.rewards_K) for t in group]
-    assert [t.sampled_tokens_K for t in dealt] == [t.sampled_tokens_K for t in group]
+    group = judged_of(*(earned_of([3, 4], [0.25 * k, 0.5 * k], success=k > 1) for k in range(6)))
+    (dealt,) = Shuffled()([group], Now(iteration=3, seed=3))
+    returns = [[member.rewards_K.sum() for member in judged.earned] for judged in (group, dealt)]
+    assert sorted(returns[0]) == sorted(returns[1]) and returns[0] != returns[1]
+    assert [member.lengths_K for member in dealt.earned] == [(3, 4)] * 6
+    assert [member.success for member in dealt.earned] == [member.success for member in group.earned]
+    assert all(member.rewards_K[0] == 0 for member in dealt.earned)
+    assert Shuffled()([group], Now(iteration=3, seed=3)) == [dealt]

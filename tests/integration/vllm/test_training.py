@@ -23,7 +23,7 @@ SMALL = (
     "train --env websearch --policy vllm "
     "run.iterations=5 run.tasks_per_iteration=4 run.group_size=4 run.checkpoint_every=1 evaluation.num_tasks=0"
 ).split()
-ASYNCHRONOUS = ["run.max_staleness=1", "algorithm.mismatch=tis"]
+ASYNCHRONOUS = ["run.max_staleness=1", "algorithm.loss.clipped.correction.kind=tis"]
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

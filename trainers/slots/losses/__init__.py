@@ -1,0 +1,1 @@
+"""Loss terms: functions of columns on the token axis; the terms of an algorithm add up."""

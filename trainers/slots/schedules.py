@@ -1,0 +1,36 @@
+"""Schedules: numbers that change over a run, in place of any number of an algorithm."""
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from agentflow.trainers.slots.base import Now, Schedule, State
+
+
+class Ramp(Schedule):
+    """Go from one number to another in a straight line, and stay."""
+
+    kind: Literal["ramp"] = "ramp"
+    start: float = Field(description="The number before the ramp.")
+    end: float = Field(description="The number after it.")
+    begin: float = Field(0.0, ge=0, le=1, description="Clock time at which it begins.")
+    over: float = Field(1.0, ge=0, le=1, description="Clock time that it takes; 0 is a step.")
+    by: Literal["progress", "success"] = Field(
+        "progress", description="The clock: the share of iterations done, or the highest smoothed success rate."
+    )
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.begin + self.over > 1:
+            raise ValueError("begin + over must not exceed 1, the end of the clock")
+        return self
+
+    def at(self, now: Now, state: State) -> float:
+        """Return the number of now."""
+        clock = now.progress if self.by == "progress" else now.success
+        done = float(clock >= self.begin) if self.over == 0 else min(1.0, max(0.0, (clock - self.begin) / self.over))
+        return self.start + (self.end - self.start) * done
+
+
+TABLE: Mapping[str, type[Schedule]] = {"ramp": Ramp}

@@ -1,0 +1,70 @@
+"""Start a run, or continue one: from a configuration or a folder to a training loop that ends."""
+
+from pathlib import Path
+
+import torch
+
+from agentflow.config import validate_options
+from agentflow.environment import load_tasks
+from agentflow.runs import Run
+from agentflow.trainers import loop
+from agentflow.trainers.agent_card import agent_card
+from agentflow.trainers.console import Console
+from agentflow.trainers.parts import Assembly, assemble
+from agentflow.trainers.session import Session
+from agentflow.trainers.settings import TrainConfig
+
+
+def train(config: TrainConfig, console: Console) -> Path:
+    """Start a run and train it to its end.
+
+    Returns:
+        The run's folder.
+    """
+    # Whatever is wrong with the model or the environment is said before a folder is made.
+    assembly = assembled(config)
+    config = _with_threads(config, assembly.num_threads)
+    name = assembly.loaded.name
+    with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
+        run.write_file("agent.yaml", agent_card(config, assembly))
+        assembly.frozen.continue_from(run.path / "usage.jsonl")
+        with assembly.policy.serving(run.path):
+            loop.train(Session(config, assembly, run=run, console=console))
+        return run.path
+
+
+def _with_threads(config: TrainConfig, number: int) -> TrainConfig:
+    """Store the number of threads that a run starts with, on which its numbers may depend."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"threads": number})})
+
+
+def assembled(config: TrainConfig) -> Assembly:
+    """Build the sampling side of a run, and refuse tasks and terms that could not be trained on.
+
+    Raises:
+        UserError: The environment, its tasks, the paid terms or the model cannot be used.
+    """
+    torch.manual_seed(config.run.seed)
+    assembly = assemble(config)
+    environment = assembly.make_environment()
+    config.rewards.validate_terms([*environment.reward_terms, "well_formed"])
+    load_tasks(environment, "train")
+    if config.evaluation.num_tasks:
+        load_tasks(environment, "heldout")
+    return assembly
+
+
+def resume(path: Path, console: Console) -> Path:
+    """Continue a run that stopped, from its folder alone, exactly as if it had not stopped.
+
+    Raises:
+        DataError: The folder holds no run, or its checkpoint does not fit.
+        ConfigError: Another process is writing it.
+    """
+    with Run.resume(path) as run:
+        config = validate_options(TrainConfig, run.config, "config.yaml")
+        assembly = assembled(config)
+        assembly.frozen.continue_from(run.path / "usage.jsonl")
+        with assembly.policy.serving(run.path):
+            loop.train(Session(config, assembly, run=run, console=console))
+        return run.path
