@@ -256,6 +256,19 @@ def serve_search(
     serving.serve_search(corpus, host, port=port)
 
 
+@serve.command("navigation", context_settings=_PASS_ON)
+def serve_navigation(
+    words: Words = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT", help="The port to listen on.")] = 5001,
+    simulators: Annotated[int, typer.Option(min=1, metavar="N", help="Most environments at once.")] = 64,
+) -> None:
+    """Serve navigation's houses as ActiveVLN's simulator server: POST /environments, /batch/step and the others."""
+    from agentflow.cli import serving
+
+    serving.serve_navigation(words or [], host, port=port, simulators=simulators)
+
+
 @bench.command("rollout", context_settings=_PASS_ON)
 def bench_rollout(
     words: Words = None,

@@ -51,7 +51,7 @@ def check(spec: str, words: Sequence[str]) -> None:
     Raises:
         ConfigError: There is no such environment, or its options are wrong.
     """
-    findings = check_environment(load_environment(spec), **_options(words))
+    findings = check_environment(load_environment(spec), **environment_options(words))
     for finding in findings:
         typer.echo(f"{finding.level}: {finding.message}")
     if any(finding.level == "error" for finding in findings):
@@ -66,7 +66,7 @@ def validate(spec: str, words: Sequence[str], *, num_tasks: int | None) -> None:
         ConfigError: There is no such environment, or its options are wrong.
         DataError: A split has no tasks.
     """
-    found, options = load_environment(spec), _options(words)
+    found, options = load_environment(spec), environment_options(words)
     num_failing = 0
     for split in get_args(Split):
         report = validate_answers(found, split, limit=num_tasks, **options)
@@ -92,7 +92,7 @@ def new(name: str, folder: Path) -> None:
     typer.echo(f"then: agentflow train --env {spec}")
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
+def environment_options(words: Sequence[str]) -> dict[str, Any]:
     """Read words `env.key=value` as the options of an environment."""
     values = gather(overrides=overrides(words))
     if set(values) - {"env"}:

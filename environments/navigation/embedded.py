@@ -13,10 +13,12 @@ from agentflow.environments.navigation.body import Pose, move, parse_actions
 from agentflow.environments.navigation.course import Course, CourseConfig, course_of, draw_tasks
 from agentflow.environments.navigation.expert import Walked, Walker, walk
 from agentflow.environments.navigation.geodesic import Field, Geodesics
+from agentflow.environments.navigation.images import render
 from agentflow.environments.navigation.picture import draw_house
 from agentflow.environments.navigation.views import view
 from agentflow.environments.navigation.world import Leg
 from agentflow.errors import ToolError
+from agentflow.messages import Image
 from agentflow.trajectory import Task
 
 INSTRUCTIONS = (
@@ -33,6 +35,7 @@ class EmbeddedWorld:
         config: What courses are drawn by.
         counts: The number of tasks of each split.
         noise: How often the expert errs.
+        with_images: Whether a picture stands beside each view.
     """
 
     instructions = INSTRUCTIONS
@@ -41,7 +44,8 @@ class EmbeddedWorld:
     radius = 0.75
     waits_outside = False
 
-    def __init__(self, config: CourseConfig, counts: dict[Split, int], *, noise: float) -> None:
+    def __init__(self, config: CourseConfig, counts: dict[Split, int], *, noise: float, with_images: bool) -> None:
+        self._with_images = with_images
         self._config = config
         self._counts = counts
         self._noise = noise
@@ -52,7 +56,7 @@ class EmbeddedWorld:
 
     async def begin(self, task: Task) -> "EmbeddedWalk":
         """Begin an episode."""
-        return EmbeddedWalk(self._prepared(task))
+        return EmbeddedWalk(self._prepared(task), with_images=self._with_images)
 
     def expert(self, task: Task, seed: int) -> Expert:
         """Return a walker that knows the way and, with noise, sometimes leaves it."""
@@ -79,17 +83,19 @@ class EmbeddedWorld:
 class EmbeddedWalk:
     """One episode in a house; see `world.Walk`."""
 
-    def __init__(self, prepared: "Prepared") -> None:
+    def __init__(self, prepared: "Prepared", *, with_images: bool = False) -> None:
         course = prepared.course
         self._course = course
         self._field = prepared.field
+        self._with_images = with_images
         self._pose: Pose = course.start
         self.reference = prepared.expert.positions
         self.num_expert_actions = prepared.expert.num_actions
         distances = prepared.field.distances([course.start.position])
         self.shortest = distances[0]
         text = view(course.house, course.start)
-        self.first = Leg(text, places=(course.start.position,), distances=tuple(distances))
+        images = (render(course.house, course.start),) if with_images else ()
+        self.first = Leg(text, images, places=(course.start.position,), distances=tuple(distances))
 
     async def take(self, words: str) -> Leg:
         """Carry out up to three actions."""
@@ -99,6 +105,7 @@ class EmbeddedWalk:
         path = [before.position, *moved.positions]
         return Leg(
             text=view(house, moved.pose, bumped=moved.num_blocked > 0),
+            images=(render(house, moved.pose),) if self._with_images else (),
             places=moved.positions,
             distances=tuple(self._field.distances(moved.positions or path)),
             length=sum(math.dist(a, b) for a, b in pairwise(path)),
@@ -106,6 +113,14 @@ class EmbeddedWalk:
             num_collisions=moved.num_blocked,
             stopped=moved.stopped,
         )
+
+    def view(self) -> str:
+        """Say what the body sees now."""
+        return view(self._course.house, self._pose)
+
+    def picture(self) -> Image:
+        """Draw what the body sees now."""
+        return render(self._course.house, self._pose)
 
     async def close(self) -> None:
         """Hold nothing."""

@@ -7,12 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from agentflow.concurrency import run_blocking
 from agentflow.config import Config
 from agentflow.environment import Expert, Observation, Split
 from agentflow.environments.navigation.course import CourseConfig
 from agentflow.environments.navigation.embedded import EmbeddedWorld
 from agentflow.environments.navigation.graph_world import GraphConfig, GraphWorld
 from agentflow.environments.navigation.house import HouseConfig
+from agentflow.environments.navigation.http_world import HttpConfig, HttpWorld
 from agentflow.environments.navigation.instructions import Family
 from agentflow.environments.navigation.measures import TERMS, Measures
 from agentflow.environments.navigation.metrics import step_budget
@@ -28,8 +30,10 @@ _CALLS: Mapping[str, str] = {"move": "actions", "go": "to", "stop": ""}
 class NavigationOptions(Config):
     """The options of the navigation environment."""
 
-    world: Literal["embedded", "graph"] = Field(
-        "embedded", description="Where one walks: `embedded` generates houses, `graph` reads Matterport's graphs."
+    world: Literal["embedded", "graph", "http"] = Field(
+        "embedded",
+        description="Where one walks: `embedded` generates houses, `graph` reads Matterport's graphs, `http` asks a "
+        "simulator that speaks ActiveVLN's protocol.",
     )
     seed: int = Field(0, ge=0, description="Fixes the embedded houses and their tasks.")
     house: HouseConfig = Field(default=HouseConfig(), description="What embedded houses are like.")
@@ -53,12 +57,18 @@ class NavigationOptions(Config):
     )
     max_actions: int = Field(120, ge=1, description="Most actions of an episode, in training and held out.")
     expert_noise: float = Field(0.0, ge=0, le=1, description="How often the scripted expert errs: 0 never.")
+    images: bool = Field(
+        False, description="A picture beside each view of the embedded world: for people, and policies that see."
+    )
     graph: GraphConfig | None = Field(None, description="Graphs and episodes of the world `graph`.")
+    http: HttpConfig | None = Field(None, description="The simulator of the world `http`.")
 
     @model_validator(mode="after")
     def _walkable(self) -> Self:
         if (self.world == "graph") != (self.graph is not None):
             raise ValueError("world=graph goes with graph.connectivity and graph.episodes, and no other world does")
+        if (self.world == "http") != (self.http is not None):
+            raise ValueError("world=http goes with http.url and its episodes, and no other world does")
         if self.house.columns * self.house.rows < 2:
             raise ValueError("a house of one room has no way through a door: raise house.columns or house.rows")
         return self
@@ -183,6 +193,11 @@ class Navigation(ToolEnvironment):
         used_up = leg.over or self._measures.num_actions >= self._budget
         return ToolOutput(leg.text, leg.images, ends="limit" if used_up else "")
 
+    def close(self) -> None:
+        """Give back what the episode holds."""
+        if self._walk is not None:
+            run_blocking(self._leave())
+
     async def _leave(self) -> None:
         walk, self._walk = self._walk, None
         if walk is not None:
@@ -196,9 +211,16 @@ class Navigation(ToolEnvironment):
         return step_budget(num_expert_actions, factor=options.budget_factor, most=options.max_actions)
 
 
+def embedded_world(options: NavigationOptions) -> EmbeddedWorld:
+    """Return the generated houses of some options."""
+    config = CourseConfig(options.seed, options.house, options.doors, options.families)
+    counts: dict[Split, int] = {"train": options.train_tasks, "heldout": options.heldout_tasks}
+    return EmbeddedWorld(config, counts, noise=options.expert_noise, with_images=options.images)
+
+
 def _world(options: NavigationOptions) -> World:
     if options.graph is not None:
         return GraphWorld(options.graph)
-    config = CourseConfig(options.seed, options.house, options.doors, options.families)
-    counts: dict[Split, int] = {"train": options.train_tasks, "heldout": options.heldout_tasks}
-    return EmbeddedWorld(config, counts, noise=options.expert_noise)
+    if options.http is not None:
+        return HttpWorld(options.http, max_actions=options.max_actions)
+    return embedded_world(options)
