@@ -10,13 +10,25 @@ import pytest
 
 from tests.trusted_sandbox import real_process
 
+ROOT = Path(__file__).parents[2]
 BACKENDS = pytest.mark.parametrize("backend", [pytest.param("process", marks=real_process)])
-# A disk of so many bytes is mounted where nobody else sees it.
+# A disk of so many bytes is mounted where nobody else sees it. What it covers and the program's own Python is made of,
+# wherever the clone lies, is shown again in its place.
+COVER_TMP = """
+import os, subprocess, sys
+kept = {path: os.open(path, os.O_RDONLY) for path in sys.argv[1:]}
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/tmp"], check=True)
+for path, descriptor in kept.items():
+    os.makedirs(path)
+    words = ["mount", "--no-canonicalize", "--rbind", f"/proc/self/fd/{descriptor}", path]
+    subprocess.run(words, check=True, pass_fds=[descriptor])
+"""
 RUN_WITH_FULL_TMP = """
-mount -t tmpfs -o size=64k tmpfs /tmp && echo 'open("/tmp/x", "w").write("x" * 9999); print(6 * 7)' > /tmp/program.py
+backend="$2"; python="$1"; cover="$3"; shift 3
+"$python" -c "$cover" "$@" && echo 'open("/tmp/x", "w").write("x" * 9999); print(6 * 7)' > /tmp/program.py || exit 98
 cat /dev/zero > /tmp/filled; [ "$(df --output=avail /tmp | tail -1)" -eq 0 ] || exit 99
-exec "$1" -c 'import sys; from agentflow.cli import main; sys.exit(main(sys.argv[1:]))' \
-    sandbox run /tmp/program.py --backend "$2"
+exec "$python" -c 'import sys; from agentflow.cli import main; sys.exit(main(sys.argv[1:]))' \
+    sandbox run /tmp/program.py --backend "$backend"
 """
 TRAIN_ON_SMALL_DISK = """
 mount -t tmpfs -o size=128k tmpfs "$3" && exec "$1" -c '
@@ -45,9 +57,16 @@ def run_apart(script: str, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=environment, timeout=300)
 
 
+def in_tmp(*paths: str) -> list[str]:
+    """Return the folders that a disk mounted on /tmp would cover, without those inside another one."""
+    covered = {Path(path).resolve() for path in paths if Path(path).is_dir()}
+    covered = {path for path in covered if path.is_relative_to("/tmp")}
+    return sorted(str(path) for path in covered if not covered.intersection(path.parents))
+
+
 @BACKENDS
 def test_program_runs_though_the_hosts_tmp_is_full(backend: str) -> None:
-    done = run_apart(RUN_WITH_FULL_TMP, backend)
+    done = run_apart(RUN_WITH_FULL_TMP, backend, COVER_TMP, *in_tmp(sys.prefix, sys.base_prefix, *sys.path, str(ROOT)))
     assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
     assert f"ok ({backend};" in done.stderr
 
