@@ -35,9 +35,9 @@ test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(or $(ARGS),--ignore=$(SERVED))
 	$(if $(ARGS),,@$(MAKE) test-vllm)
 
-# Real servers, one test after the other: each of them wants all cores.
+# Real servers, two files of tests at once: a server that starts, which is half of the time, computes on one core only.
 test-vllm: $(VENV)/.test $(VENV)-vllm/.$(VLLM)
-	AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest $(SERVED) $(ARGS)
+	OMP_NUM_THREADS=1 AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SERVED) $(ARGS)
 
 vllm: $(VENV)-vllm/.$(VLLM)
 	$(call say,For agentflow: export AGENTFLOW_VLLM_PYTHON=$(abspath $(VENV)-vllm)/bin/python)
