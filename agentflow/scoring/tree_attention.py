@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from agentflow.scoring.forest import Node, Part, banded_parts, depths, subtree_exits, whole_parts
 from agentflow.scoring.rules import AttentionRule, capped
@@ -32,11 +32,13 @@ class ForestAttention:
     Args:
         nodes: [N] the forest's nodes in preorder.
         device: Where the model computes.
+        flex: FlexAttention, where it is to compute: by default on a GPU, compiled.
     """
 
-    def __init__(self, nodes: Sequence[Node], device: torch.device) -> None:
+    def __init__(self, nodes: Sequence[Node], device: torch.device, *, flex: Callable[..., Any] | None = None) -> None:
         self._nodes = tuple(nodes)
         self._device = device
+        self._flex = _compiled_flex() if flex is None and device.type == "cuda" else flex
         self._longest = max(node.depth + node.end - node.start for node in nodes)
         self._plans: dict[tuple[int | None, bool], tuple[Part, ...]] = {}
         self._masks: dict[int | None, BlockMask] = {}
@@ -44,8 +46,8 @@ class ForestAttention:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, rule: AttentionRule) -> Tensor:
         """Compute one layer's attention; shapes as in `AttentionLayout.attend`."""
         window = rule.window if rule.window is not None and rule.window < self._longest else None
-        if self._device.type == "cuda":
-            return self._attend_by_flex(query, key, value, window=window, rule=rule)
+        if self._flex is not None:
+            return self._attend_by_flex(self._flex, query, key, value, window=window, rule=rule)
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
@@ -65,19 +67,17 @@ class ForestAttention:
         return self._plans[window, dense]
 
     def _attend_by_flex(
-        self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, rule: AttentionRule
+        self, flex: Callable[..., Any], *operands: Tensor, window: int | None, rule: AttentionRule
     ) -> Tensor:
         if window not in self._masks:
             self._masks[window] = _block_mask(self._nodes, self._device, window)
-        options: dict[str, Any] = {} if rule.sinks is None else {"return_lse": True}
+        options: dict[str, Any] = {} if rule.sinks is None else {"return_aux": AuxRequest(lse=True)}
         if rule.softcap is not None:
             options["score_mod"] = cap_scores(rule.softcap)
-        out = _compiled_flex()(
-            query, key, value, block_mask=self._masks[window], scale=rule.scaling, enable_gqa=True, **options
-        )
+        out = flex(*operands, block_mask=self._masks[window], scale=rule.scaling, enable_gqa=True, **options)
         if rule.sinks is not None:
-            out, lse = out
-            out = out * torch.sigmoid(lse - rule.sinks[None, :, None]).unsqueeze(-1).to(out.dtype)
+            out, extra = out
+            out = out * torch.sigmoid(extra.lse - rule.sinks[None, :, None]).unsqueeze(-1).to(out.dtype)
         return out.transpose(1, 2)  # type: ignore[no-any-return]
 
 
@@ -266,5 +266,5 @@ def _block_mask(nodes: Sequence[Node], device: torch.device, window: int | None)
     exits = torch.from_numpy(subtree_exits(nodes)).to(device)
     tokens = len(exits)
     predicate = tree_mask(exits, torch.from_numpy(depths(nodes)).to(device), window=window)
-    # Compiled, it reduces the predicate to blocks without a [T, T] tensor on the way.
-    return create_block_mask(predicate, None, None, tokens, tokens, device=device, _compile=True)
+    # Compiled, as on a GPU, it reduces the predicate to blocks without a [T, T] tensor on the way.
+    return create_block_mask(predicate, None, None, tokens, tokens, device=device, _compile=device.type == "cuda")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentflow.messages import Message, Reply
@@ -295,6 +296,23 @@ def test_windows_across_many_blocks_equal_dense_masked_attention(window: int | N
     inputs = (query, key, value, sinks)
     actual, expected = (torch.autograd.grad((out * upstream).sum(), inputs) for out in (ours, dense))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 90])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_flex_attention_equals_tree_attention(window: int | None, softcap: float | None, with_sinks: bool) -> None:
+    """What a GPU runs compiled, run uncompiled here: several blocks of 128, one window within a block."""
+    nodes = lay_out([300, 420, 130], [0, 170, 0])
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 680, 16) for heads in (4, 2, 2))
+    rule = AttentionRule(0.3, window, softcap, torch.randn(4) if with_sinks else None)
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        flex = ForestAttention(nodes, cpu, flex=flex_attention).attend(query, key, value, layer=0, rule=rule)
+        tree = ForestAttention(nodes, cpu).attend(query, key, value, layer=0, rule=rule)
+    torch.testing.assert_close(flex, tree, rtol=0, atol=1e-5)
 
 
 def mask_of(nodes: Sequence[Node], window: int | None) -> Tensor:
