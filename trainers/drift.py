@@ -189,7 +189,8 @@ class DriftWatch:
             f"{' and '.join(above)}: sampler and learner do not compute the same policy, and the "
             "weights were not updated from it. Check that the sampler holds the learner's newest weights, and that "
             f"both have the same tokenizer, temperature, adapters and precision. {seen}"
-            "If the difference is meant, raise the limit or set it to null, with a correction (algorithm.mismatch=tis)."
+            "If the difference is meant, raise the limit or set it to null, with a correction "
+            "(algorithm.loss.clipped.correction.kind=tis)."
         )
 
     def _keep(self, iteration: int, worst: WorstTrajectory, *, must: bool) -> None:

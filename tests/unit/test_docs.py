@@ -7,9 +7,10 @@ import pytest
 from typer.main import get_command
 
 from agentflow.cli.app import app
-from agentflow.config import option_names
+from agentflow.config import gather, option_names
 from agentflow.environment import load_environment
 from agentflow.environment_check import check_environment
+from agentflow.trainers.algorithm import Algorithm, load_recipe
 from agentflow.trainers.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +52,24 @@ def test_make_targets_exist(page: Path) -> None:
 def test_options_exist(page: Path) -> None:
     names = option_names(TrainConfig)
     mentioned = re.findall(rf"(?<![\w.])((?:{'|'.join(sorted(SECTIONS))})\.[a-z_]+(?:\.\w+)*)=", page.read_text())
-    unknown = [name for name in mentioned if name not in names and not name.startswith(("rewards.terms.", "roles."))]
-    assert unknown == []
+    elsewhere = ("rewards.terms.", "roles.", "algorithm.")
+    assert [name for name in mentioned if name not in names and not name.startswith(elsewhere)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_changes_of_an_algorithm_are_possible(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    words = re.findall(r"(?<![\w.])(algorithm\.[a-z_.]+=(?:\{[^}]*\}|[\w.-]+))", text)
+    unchanged = load_recipe("flow-grpo")
+    for word in words:
+        changes = gather(overrides=[word])["algorithm"]
+        assert isinstance(load_recipe("flow-grpo", changes), Algorithm)
+        assert load_recipe("grpo", changes) != load_recipe("grpo") or load_recipe("flow-grpo", changes) != unchanged
+
+
+def test_the_page_of_algorithms_has_a_row_for_each_key() -> None:
+    text = (ROOT / "docs/algorithms.md").read_text()
+    assert set(Algorithm.model_fields) <= set(re.findall(r"^\| `([a-z]+)` \|", text, flags=re.MULTILINE))
 
 
 def test_the_environment_of_the_readme_works(tmp_path: Path) -> None:
