@@ -99,10 +99,14 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
         return ()
 
     def expert(self, task: Task, seed: int) -> Expert:
-        """Return a scripted player for imitation.
+        """Return a scripted player of one episode, for imitation.
+
+        It is called once `reset` has posed the task, so the expert may ask this environment for its state, here and in
+        each `act`; whatever it draws, it draws by the seed. A message with `imitate=False` is played and not learned: a
+        mistake that is made to show how it is mended.
 
         Raises:
-            ConfigError: The environment ships no expert.
+            ConfigError: The environment ships no expert, or has none for this task.
         """
         raise ConfigError(
             f"{type(self).__name__} has no expert to imitate (task {task.id!r}).",
@@ -144,6 +148,16 @@ def read_tasks(environment: Environment, split: Split) -> tuple[Task, ...]:
         )
     # A sequence that answers every index, and never with IndexError, would be read for ever.
     return tuple(itertools.islice(posed, len(posed)))
+
+
+def require_expert(environment: Environment, task: Task, *, seed: int = 0) -> Expert:
+    """Pose a task and return the environment's expert, which sees what it would in an episode.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    environment.reset(seed=seed, options={"task": task})
+    return environment.expert(task, seed)
 
 
 def load_tasks(environment: Environment, split: Split) -> tuple[Task, ...]:

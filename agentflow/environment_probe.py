@@ -14,7 +14,7 @@ import gymnasium
 
 from agentflow.agents.react import react
 from agentflow.concurrency import call, run_blocking
-from agentflow.environment import Environment, Expert, Observation, StepResult
+from agentflow.environment import Environment, Expert, Observation, StepResult, require_expert
 from agentflow.errors import ConfigError, EpisodeFailure
 from agentflow.messages import Message, ToolCall, ToolSchema, to_chat
 from agentflow.play import AgentConfig, Play, Scene
@@ -60,7 +60,7 @@ class _Answerer:
 def players_of(environment: Environment, task: Task) -> list[Player]:
     """Return who can play the task: the prober, and the environment's expert if it has one."""
     try:
-        environment.expert(task, SEED)
+        require_expert(environment, task, seed=SEED)
     except ConfigError:
         return [Prober]
     return [Prober, lambda environment, task: environment.expert(task, SEED)]

@@ -103,6 +103,8 @@ class Message:
         tool_calls: The calls an assistant asked for, in order.
         name: For a tool message, the tool that answered.
         images: What is shown after the text.
+        imitate: Of what an expert says, whether imitation learns it; else it is said and done, and its tokens are what
+            the model reads.
     """
 
     role: Role
@@ -110,6 +112,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
     images: tuple[Image, ...] = ()
+    imitate: bool = True
 
     def __post_init__(self) -> None:
         """Replace lone surrogates, which some web pages and JSON texts hold: no tokenizer and no file takes them."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from agentflow.agents.react import react
-from agentflow.environment import Environment, load_environment, load_tasks
+from agentflow.environment import Environment, load_environment, load_tasks, require_expert
 from agentflow.errors import ConfigError
 from agentflow.models import LoadedModel, load_model
 from agentflow.play import EpisodePlayer, Scene
@@ -83,7 +83,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
         )
     if config.policy.backend == "scripted":
         # An environment without an expert says so here.
-        environment.expert(load_tasks(environment, "train")[0], seed=0)
+        require_expert(environment, load_tasks(environment, "train")[0])
     speaker: Speaker = (
         ExpertSpeaker(renderer, config=config.agent)
         if config.policy.backend == "scripted"

@@ -7,8 +7,8 @@ those that a rollout samples, so the same packing and the same learner serve bot
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from agentflow.agents.react import react
 from agentflow.batch import Batch
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config, is_changed
-from agentflow.environment import Environment, load_tasks
+from agentflow.environment import Environment, load_tasks, require_expert
 from agentflow.errors import ConfigError, DataError, RunAborted
 from agentflow.messages import Message
 from agentflow.models import LoadedModel, ModelConfig, ignored_losses, load_model
@@ -35,14 +35,16 @@ from agentflow.trainers.checkpoints import save_checkpoint
 from agentflow.trainers.console import Console
 from agentflow.trainers.engines.base import Credit, Engine, LearnerConfig, Update
 from agentflow.trainers.engines.local import LocalEngine
+from agentflow.trainers.examination import Examination
 from agentflow.trainers.judging import as_said
 from agentflow.trainers.parts import environment_factory, use_threads
 from agentflow.trainers.reporting import update_metrics
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
-from agentflow.trainers.settings import EnvironmentConfig, Threads
+from agentflow.trainers.settings import EnvironmentConfig, EvaluationConfig, RunConfig, Threads, TrainConfig
 from agentflow.trainers.slots.losses.regularisers import Likelihood
 from agentflow.trainers.slots.samplers import place
 from agentflow.trainers.slots.weights import PerToken
+from agentflow.trainers.starter import recommended
 from agentflow.trajectory import Completion, Status, Task, Trajectory, Turn
 
 _LOSS_WINDOW = 20
@@ -81,6 +83,16 @@ class SftRunConfig(Config):
     out: str = Field("runs", description="Folder in which the run makes its own.")
     log_every: int = Field(20, ge=1, description="Updates between two lines of metrics.")
     threads: Threads = Field("auto", description="Threads that compute, as in `agentflow train`.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Newest checkpoints that stay; one is made at each evaluation and after each stage."
+    )
+
+
+class SftEvaluationConfig(EvaluationConfig):
+    """Evaluation on the held-out split of the environment that is being taught."""
+
+    every: int = Field(0, ge=0, description="Updates between evaluations; 0 evaluates after each stage only.")
+    num_tasks: int = Field(100, ge=0, description="Held-out tasks of each evaluation; 0 never evaluates.")
 
 
 class SftConfig(Config):
@@ -92,7 +104,11 @@ class SftConfig(Config):
         None, description="Start from a randomly initialised model of this shape, and a tokenizer of the stages' texts."
     )
     learner: LearnerConfig = Field(default=LearnerConfig(learning_rate=1e-5), description="The optimiser.")
-    agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
+    agent: AgentConfig = Field(
+        default=AgentConfig(),
+        description="The limits of an episode; those of tokens are measured on what is imitated unless they are given.",
+    )
+    evaluation: SftEvaluationConfig = Field(default=SftEvaluationConfig(), description="Evaluation while teaching.")
     run: SftRunConfig = Field(default=SftRunConfig(), description="Seed and folder.")
 
     @model_validator(mode="after")
@@ -101,9 +117,8 @@ class SftConfig(Config):
             raise ConfigError("`model` does nothing beside `scratch`.", "Give one of the two.")
         if is_changed(self.learner, "updates_per_iteration"):
             raise ConfigError("learner.updates_per_iteration does nothing in imitation.", "Leave it out.")
-        inert = [name for name in AgentConfig.model_fields if name != "max_turns" and is_changed(self.agent, name)]
-        if inert:
-            raise ConfigError(f"agent.{inert[0]} does nothing in imitation.", "What counts: agent.max_turns.")
+        if is_changed(self.evaluation, "every") and not self.evaluation.num_tasks:
+            raise ConfigError("evaluation.every does nothing at evaluation.num_tasks=0.", "Leave it out.")
         if any(stage.from_run and is_changed(stage, "num_episodes") for stage in self.stages):
             raise ConfigError("num_episodes does nothing beside from_run.", "All successes of that run are imitated.")
         return self
@@ -137,17 +152,29 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         num_done = 0
         for stage, environment, played in zip(config.stages, environments, dialogues, strict=True):
             renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
-            trajectories = [render(dialogue, renderer) for dialogue in played]
+            trajectories = [taught for dialogue in played if (taught := render(dialogue, renderer)).turns]
+            advice = recommended(loaded, trajectories, limits=config.agent, max_turns=environment.max_turns)
+            advised = replace(loaded, recommended=advice)
             engine = LocalEngine(loaded.model, _learner_config(config, stage), num_updates=stage.updates)
+            examination = Examination(_setting(config, stage, advice), advised, console=console)
             course = _Course(stage, run, console=console, config=config.run, num_done=num_done)
-            num_done = course.train(trajectories, engine)
-            save_checkpoint(run, num_done, loaded=loaded, engine=engine, state={}, keep=1)
+            num_done = course.train(trajectories, engine, examination)
         return run.path
 
 
 def _learner_config(config: SftConfig, stage: StageConfig) -> LearnerConfig:
     rate = stage.learning_rate or config.learner.learning_rate
     return config.learner.model_copy(update={"learning_rate": rate})
+
+
+def _setting(config: SftConfig, stage: StageConfig, advice: Mapping[str, Any]) -> TrainConfig:
+    """Return what a stage is examined under: its environment, and the limits that the model will recommend."""
+    return TrainConfig(
+        env=stage.env,
+        agent=config.agent.model_copy(update=advice["agent"]),
+        evaluation=EvaluationConfig(**config.evaluation.model_dump()),
+        run=RunConfig(seed=config.run.seed, threads=config.run.threads),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +227,14 @@ def render(dialogue: Dialogue, renderer: Renderer) -> Trajectory:
     """Turn an episode into the trajectory that a policy which said the same would have left."""
     turns: list[Turn] = []
     length = 0
-    for observation, reply in dialogue.exchanges:
-        context = tuple(renderer.extend(observation) if turns else renderer.start(observation))
+    unlearned: tuple[int, ...] = ()
+    for number, (observation, reply) in enumerate(dialogue.exchanges):
+        context = (*unlearned, *(renderer.extend(observation) if number else renderer.start(observation)))
         tokens = tuple(renderer.reply(reply))
+        # What is not to be imitated is part of what the next turn reads.
+        unlearned = () if reply.imitate else (*context, *tokens)
+        if unlearned:
+            continue
         completion = Completion(tokens, (0.0,) * len(tokens), "stop", 0)
         turns.append(Turn(length, context, completion, observation, renderer.parse(completion)))
         length += len(context) + len(tokens)
@@ -221,7 +253,7 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
         return _from_run(Path(stage.from_run))
     pool = load_tasks(environment, "train")
     tasks = [pool[place(i, len(pool), seed)] for i in range(stage.num_episodes)]
-    environment.expert(tasks[0], seed)  # an environment without an expert says so here
+    require_expert(environment, tasks[0], seed=seed)  # an environment without an expert says so here
     make_environment = environment_factory(stage.env)
 
     async def play(number: int) -> list[Dialogue]:
@@ -297,7 +329,7 @@ class _Course:
         self._num_done = num_done
         self._losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
 
-    def train(self, trajectories: Sequence[Trajectory], engine: Engine) -> int:
+    def train(self, trajectories: Sequence[Trajectory], engine: Engine, examination: Examination) -> int:
         """Update until the stage is over; the number of updates of the run so far."""
         stage = self._stage
         rng = random.Random(derive_seed(self._config.seed, "order", self._num_done))  # noqa: S311  reproducible
@@ -309,7 +341,12 @@ class _Course:
             update = imitate(engine, [trajectories[i] for i in batch])
             self._losses.append(sum(update.gradients[0].losses.values()))
             over = number == stage.updates or self._is_learned()
-            self._report(number, update, over=over)
+            examined = over or examination.is_due(number)
+            self._report(number, update, examination.metrics() if examined else {}, over=over)
+            if examined:
+                keep = self._config.keep_checkpoints
+                done = self._num_done + number
+                save_checkpoint(self._run, done, loaded=examination.loaded, engine=engine, state={}, keep=keep)
             if over:
                 break
         return self._num_done + number
@@ -318,10 +355,10 @@ class _Course:
         bound = self._stage.until_loss
         return bound is not None and len(self._losses) == _LOSS_WINDOW and sum(self._losses) / _LOSS_WINDOW <= bound
 
-    def _report(self, number: int, update: Update, *, over: bool) -> None:
+    def _report(self, number: int, update: Update, examined: dict[str, Any], *, over: bool) -> None:
         self._console.progress(number, self._stage.updates, f"imitate {self._stage.env.name}")
-        if over or number % self._config.log_every == 0:
+        if over or examined or number % self._config.log_every == 0:
             told = {name: value for name, value in update_metrics(update).items() if name.startswith(_TOLD)}
-            metrics: dict[str, Any] = {"iteration": self._num_done + number, **told}
+            metrics: dict[str, Any] = {"iteration": self._num_done + number, **told, **examined}
             self._run.log(metrics)
             self._console.iteration(metrics)

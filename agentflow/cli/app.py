@@ -78,7 +78,7 @@ def train(
 def sft(
     words: Words = None,
     env: EnvName = None,
-    updates: Annotated[int | None, typer.Option(metavar="N", help="Updates; 500 if not given.")] = None,
+    updates: Annotated[int | None, typer.Option(metavar="N", help="Updates; 420 or 500 if not given.")] = None,
     from_run: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Imitate this run's successes instead of the expert.")
     ] = None,
@@ -185,8 +185,16 @@ def show(
     env: EnvName = None,
     algo: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe.")] = None,
     files: ConfigFiles = None,
+    of_sft: Annotated[
+        bool, typer.Option("--sft", help="The options of `agentflow sft`, not those of `train`.")
+    ] = False,
 ) -> None:
     """List every option with its type, value and meaning, or those of a SECTION; with --env also its own."""
+    if of_sft:
+        from agentflow.cli import imitation
+
+        imitation.show_options(words or [], files or [], env=env)
+        return
     from agentflow.cli import settings, training
 
     given = settings.Given(words=words or [], files=files or [], flags={"env.name": env}, algorithm=algo)

@@ -14,6 +14,7 @@ from agentflow.cli.words import flag_overrides, hush_libraries, overrides, secti
 from agentflow.config import gather, merge, validate_options
 from agentflow.environment import Split
 from agentflow.errors import ConfigError, DataError
+from agentflow.models import training_defaults
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.runs import StoredRun
 from agentflow.trainers.evaluate import Evaluation
@@ -121,8 +122,9 @@ def _stored_values(target: str) -> dict[str, Any]:
     if checkpoint is None:
         resume = f"agentflow train --resume {shlex.quote(target)}"
         raise DataError(f"{target} has no checkpoint yet.", f"Continue it: {resume}")
-    if "stages" in stored:  # a run of imitation
-        stored = {"env": stored["stages"][-1]["env"], "model": stored["model"], "agent": stored["agent"]}
+    if "stages" in stored:  # a run of imitation, whose limits were measured on what it imitated
+        agent = {**stored["agent"], **training_defaults(str(checkpoint.path)).get("agent", {})}
+        stored = {"env": stored["stages"][-1]["env"], "model": stored["model"], "agent": agent}
     # The checkpoint is loaded as it is: adapters come with it, new ones would start from nothing.
     model = {name: value for name, value in stored["model"].items() if not name.startswith("lora_")}
     # How the run learned says nothing about how it is measured, and might not fit another policy.

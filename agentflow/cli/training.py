@@ -1,16 +1,14 @@
 """`agentflow train` and `agentflow config show`."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from agentflow.cli.options import print_options
 from agentflow.cli.settings import Given, train_config
-from agentflow.cli.tables import print_table
 from agentflow.cli.words import hush_libraries, noted_run
-from agentflow.config import Option, describe, suggest, to_yaml
+from agentflow.config import describe, to_yaml
 from agentflow.environment import Environment, load_environment, load_tasks
 from agentflow.errors import ConfigError, RunAborted
 from agentflow.runs import StoredRun
@@ -21,8 +19,6 @@ from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 from agentflow.view.plots import write_plots
 from agentflow.view.report import write_report
-
-_MAX_SHOWN_CHARACTERS = 40
 
 
 def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
@@ -76,24 +72,7 @@ def show_options(given: Given) -> None:
     environment = load_environment(config.env.name)
     rows = [*describe(TrainConfig)]
     rows += [replace(option, name=f"env.{option.name}") for option in describe(environment.options_model)]
-    _print_options(chosen_options(rows, sections), config.model_dump(mode="json"))
-
-
-def chosen_options(options: Sequence[Option], sections: Sequence[str]) -> list[Option]:
-    """Return the options of the sections, or all if none is given.
-
-    Raises:
-        ConfigError: There is no such section.
-    """
-    names = [option.name for option in options]
-    for section in sections:
-        if not any(_is_in(option, section) for option in options):
-            raise ConfigError(f"There is no section {section!r}.", suggest(section, names))
-    return [option for option in options if not sections or any(_is_in(option, section) for section in sections)]
-
-
-def _is_in(option: Option, section: str) -> bool:
-    return f"{option.name}.".startswith(f"{section}.")
+    print_options(rows, sections, config.model_dump(mode="json"))
 
 
 def _resume(path: Path, *, alone: bool) -> None:
@@ -132,18 +111,3 @@ def _describe_run(config: TrainConfig) -> None:
         f"{config.run.group_size} trajectories each"
     )
     typer.echo("dry run: nothing was trained, nothing was written")
-
-
-def _print_options(options: Sequence[Option], values: Mapping[str, Any]) -> None:
-    rows = [(option.name, option.type, _current(option, values), option.description) for option in options]
-    print_table(("option", "type", "value", "meaning"), rows)
-
-
-def _current(option: Option, values: Mapping[str, Any]) -> str:
-    value: Any = values
-    for part in option.name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return option.default
-        value = value[part]
-    text = "null" if value is None else str(value)
-    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"{text[: _MAX_SHOWN_CHARACTERS - 3]}..."
