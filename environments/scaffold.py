@@ -1,4 +1,4 @@
-"""Write the files of a new environment: `agentflow envs new NAME`."""
+"""Write the files of a new environment: `agentflow envs new NAME [--expert]`."""
 
 import keyword
 import re
@@ -11,12 +11,13 @@ from agentflow.errors import ConfigError, StorageError
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def scaffold(name: str, folder: Path) -> list[Path]:
+def scaffold(name: str, folder: Path, *, expert: bool = False) -> list[Path]:
     """Write `NAME.py`, an environment that works, and `test_NAME.py`, which checks it.
 
     Args:
         name: The module's name in snake_case; the class is named likewise in CamelCase.
         folder: Where to write; it is made if it does not exist.
+        expert: Whether to write one with an expert that a model can imitate first.
 
     Returns:
         The files written: the environment, then its test.
@@ -32,9 +33,11 @@ def scaffold(name: str, folder: Path) -> list[Path]:
             "For example: my_shop.",
         )
     template = files("agentflow.environments") / "template"
+    sources = {"": "_my_environment_with_expert.py" if expert else "_my_environment.py"}
+    sources["test_"] = "_test_my_environment.py"
     texts = {
-        folder / f"{prefix}{name}.py": (template / f"_{prefix}my_environment.py").read_text(encoding="utf-8")
-        for prefix in ("", "test_")
+        folder / f"{prefix}{name}.py": (template / source).read_text(encoding="utf-8")
+        for prefix, source in sources.items()
     }
     for path in texts:
         if path.exists():

@@ -26,6 +26,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     config = _with_threads(config, assembly.num_threads)
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
+        console.started(run.path)
         run.write_file("agent.yaml", agent_card(config, assembly))
         assembly.frozen.continue_from(run.path / "usage.jsonl")
         with assembly.policy.serving(run.path):
@@ -62,6 +63,7 @@ def resume(path: Path, console: Console) -> Path:
         ConfigError: Another process is writing it.
     """
     with Run.resume(path) as run:
+        console.started(run.path)
         config = validate_options(TrainConfig, run.config, "config.yaml")
         assembly = assembled(config)
         assembly.frozen.continue_from(run.path / "usage.jsonl")

@@ -243,11 +243,14 @@ def validate(
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name such as my_env.")],
     folder: Annotated[Path, typer.Option("--in", metavar="DIR", help="Where the file is written.")] = Path(),
+    expert: Annotated[
+        bool, typer.Option("--expert", help="One with an expert, from which agentflow sft makes a starter policy.")
+    ] = False,
 ) -> None:
     """Write a small environment of your own, with its test."""
     from agentflow.cli import environments
 
-    environments.new(name, folder)
+    environments.new(name, folder, expert=expert)
 
 
 @serve.command("search")

@@ -78,18 +78,22 @@ def validate(spec: str, words: Sequence[str], *, num_tasks: int | None) -> None:
         raise typer.Exit(1)
 
 
-def new(name: str, folder: Path) -> None:
-    """Write a small environment with its test, and say what to do with it.
+def new(name: str, folder: Path, *, expert: bool) -> None:
+    """Write a small environment with its test, perhaps one with an expert, and say what to do with it.
 
     Raises:
         ConfigError: The name cannot be used, or a file exists.
         StorageError: The folder cannot be written.
     """
-    module, test = scaffold(name, folder)
+    module, test = scaffold(name, folder, expert=expert)
     spec = f"{module}:{class_name(name)}"
     typer.echo(f"wrote {module} and {test}")
     typer.echo(f"next: agentflow envs check {spec}")
-    typer.echo(f"then: agentflow train --env {spec}")
+    if expert:
+        typer.echo(f"then: agentflow sft --env {spec}")
+        typer.echo(f"then: agentflow train --env {spec} --model RUN, the folder that sft prints last")
+    else:
+        typer.echo(f"then: agentflow train --env {spec}")
 
 
 def environment_options(words: Sequence[str]) -> dict[str, Any]:

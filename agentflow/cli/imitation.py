@@ -9,17 +9,16 @@ from typing import Any
 import typer
 
 from agentflow.cli.options import print_options
+from agentflow.cli.reporting import publish
 from agentflow.cli.words import flag_overrides, hush_libraries, overrides, section
 from agentflow.config import describe, gather, merge, validate_options
 from agentflow.environment import load_environment
 from agentflow.errors import ConfigError
-from agentflow.models import STARTER_OF
 from agentflow.runs import StoredRun
+from agentflow.starter_policies import Part, is_learned
 from agentflow.trainers.sft import SftConfig, StageConfig, train_sft
 from agentflow.trainers.starter import starter_values
 from agentflow.view.console import open_console
-from agentflow.view.plots import write_plots
-from agentflow.view.report import write_report
 
 _DEFAULT_UPDATES = 500
 _SHOWN = "websearch"
@@ -51,9 +50,7 @@ def sft(words: Sequence[str], files: Sequence[Path], *, flags: Mapping[str, Any]
             path = train_sft(config, console)
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None  # without the run's note: imitation starts over
-    run = StoredRun(path)
-    write_plots(run)
-    write_report(run)
+    publish(StoredRun(path))
     env = config.stages[-1].env.name
     typer.echo(f"next: agentflow train --env {shlex.quote(env)} --model {shlex.quote(str(path))}")
     typer.echo(f"run: {path}")
@@ -103,7 +100,7 @@ def show_options(words: Sequence[str], files: Sequence[Path], *, env: str | None
 def _one_command(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of the one stage that a command line describes; a new model may take two."""
     env, stage = options["env"], {key: value for key, value in options.items() if key != "env"}
-    anew = "model" not in values and env["name"] not in STARTER_OF and not stage.get("from_run")
+    anew = "model" not in values and not is_learned(Part(env=str(env["name"]))) and not stage.get("from_run")
     if not anew or (values.get("scratch") is None and "scratch" in values):
         return {**values, "stages": [{"updates": _DEFAULT_UPDATES, **options}]}
     defaults = starter_values(env, stage)

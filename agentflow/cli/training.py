@@ -6,19 +6,22 @@ from pathlib import Path
 import typer
 
 from agentflow.cli.options import print_options
+from agentflow.cli.reporting import PublishingConsole, publish, published_at_the_end
 from agentflow.cli.settings import Given, train_config
-from agentflow.cli.words import hush_libraries, noted_run
-from agentflow.config import describe, to_yaml
+from agentflow.cli.words import hush_libraries
+from agentflow.config import describe, is_changed, to_yaml
 from agentflow.environment import Environment, load_environment, load_tasks
-from agentflow.errors import ConfigError, RunAborted
+from agentflow.errors import ConfigError
+from agentflow.models import folder_of
 from agentflow.runs import StoredRun
 from agentflow.runs.storage import check_writable
-from agentflow.starter_policies import STARTER, Part, is_learned, starter_for
+from agentflow.starter_policies import RECOMMENDED, STARTER, Part, is_learned, recommended, starter_for
 from agentflow.trainers import start
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
-from agentflow.view.plots import write_plots
-from agentflow.view.report import write_report
+
+_TINY_MB = 100
+"""Weights of fewer megabytes than this need the learning rate of a starter policy."""
 
 
 def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
@@ -37,21 +40,37 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
         _describe_run(config)
         return
     with open_console(config.run.iterations) as console:
-        part = Part(env=config.env.name)
-        if config.model.path == STARTER and not is_learned(part):
-            can_teach = load_environment(config.env.name).expert is not Environment.expert
-            console.note(
-                f"No starter policy has learned to play {config.env.name}: expect little of "
-                f"{starter_for(STARTER, part)}. "
-                + ("Teach it first (agentflow sft), or choose" if can_teach else "Choose")
-                + " a larger model (--model)."
-            )
-        try:
-            path = start.train(config, console)
-        except RunAborted as error:
-            write_report(StoredRun(Path(noted_run(error))))
-            raise
+        for note in (_unlearned(config), _slow_for_its_size(config)):
+            if note:
+                console.note(note)
+        with published_at_the_end():
+            path = start.train(config, PublishingConsole(console, config.run.iterations))
     _finish(path)
+
+
+def _unlearned(config: TrainConfig) -> str:
+    """Say that no starter policy knows the environment, and what to do instead; empty where one does."""
+    env, part = config.env.name, Part(env=config.env.name)
+    if config.model.path != STARTER or is_learned(part):
+        return ""
+    can_teach = load_environment(env).expert is not Environment.expert
+    teach = f"Make one of its own first (agentflow sft --env {env}), or choose" if can_teach else "Choose"
+    return (
+        f"No starter policy has learned to play {env}: expect little of {starter_for(STARTER, part)}. "
+        f"{teach} a larger model (--model)."
+    )
+
+
+def _slow_for_its_size(config: TrainConfig) -> str:
+    """Say that a tiny model is about to be trained with the learning rate of a large one; empty where it is not."""
+    folder = folder_of(config.model.path, Part(env=config.env.name))
+    size_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+    if not 0 < size_mb < _TINY_MB or recommended(folder) or is_changed(config.learner, "learning_rate"):
+        return ""
+    return (
+        f"{folder} holds a tiny model ({size_mb:.1f} MB) and no {RECOMMENDED}: learner.learning_rate="
+        f"{config.learner.learning_rate:g} is for large models and will hardly move it. Try learner.learning_rate=5e-4."
+    )
 
 
 def show_options(given: Given) -> None:
@@ -82,19 +101,13 @@ def _resume(path: Path, *, alone: bool) -> None:
             "Leave the other options out, or start a new run with --config RUN/config.yaml and your changes.",
         )
     iterations = StoredRun(path).config.get("run", {}).get("iterations")
-    with open_console(iterations) as console:
-        try:
-            start.resume(path, console)
-        except RunAborted as error:
-            write_report(StoredRun(Path(noted_run(error))))
-            raise
+    with open_console(iterations) as console, published_at_the_end():
+        start.resume(path, PublishingConsole(console, iterations))
     _finish(path)
 
 
 def _finish(path: Path) -> None:
-    run = StoredRun(path)
-    write_plots(run)
-    write_report(run)
+    publish(StoredRun(path))
     typer.echo(f"run: {path}")
 
 

@@ -5,6 +5,7 @@ Colours follow `NO_COLOR`; text that comes from a model or a tool is never read 
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,9 @@ _QUIET_S = 30.0
 
 class QuietConsole:
     """Shows nothing: for tests and for callers who only want the result."""
+
+    def started(self, path: Path) -> None:
+        """Show nothing."""
 
     def iteration(self, metrics: Numbers) -> None:
         """Show nothing."""
@@ -48,6 +52,10 @@ class PlainConsole:
         self._clock = clock
         self._pace = Pace(num_iterations, clock)
         self._last_said = clock()
+
+    def started(self, path: Path) -> None:
+        """Print where the run is kept."""
+        self._say(f"folder: {path}")
 
     def iteration(self, metrics: Numbers) -> None:
         """Print `iteration 3/40 · success 0.41 · ...`."""
@@ -100,6 +108,10 @@ class LiveConsole:
         self._run = self._bars.add_task("run", total=num_iterations, left="")
         self._phase = self._bars.add_task("", total=None, left="", visible=False)
         self._phase_name = ""
+
+    def started(self, path: Path) -> None:
+        """Print where the run is kept."""
+        self.note(f"folder: {path}")
 
     def iteration(self, metrics: Numbers) -> None:
         """Print a row of numbers and advance the bar of the run."""

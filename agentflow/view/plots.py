@@ -44,8 +44,12 @@ PANELS = (
 )
 
 
-def write_plots(run: StoredRun) -> list[Path]:
+def write_plots(run: StoredRun, curves: Mapping[str, bytes] | None = None) -> list[Path]:
     """Write one PNG for each panel that has data into the run's `plots/` and return the files.
+
+    Args:
+        run: The run.
+        curves: The panels as `draw_panels` drew them; None draws them.
 
     Raises:
         DataError: The metrics are damaged.
@@ -54,7 +58,7 @@ def write_plots(run: StoredRun) -> list[Path]:
     folder = run.path / "plots"
     folder.mkdir(exist_ok=True)
     files = []
-    for name, image in draw_panels(run.metrics()).items():
+    for name, image in (draw_panels(run.metrics()) if curves is None else curves).items():
         files.append(folder / f"{name}.png")
         write_file(files[-1], image)
     return files

@@ -25,8 +25,12 @@ _HEADLINES = (
 )
 
 
-def write_report(run: StoredRun) -> Path:
+def write_report(run: StoredRun, curves: Mapping[str, bytes] | None = None) -> Path:
     """Write `report.html` into the run's folder and return its path.
+
+    Args:
+        run: The run.
+        curves: The learning curves as `draw_panels` drew them; None draws them.
 
     Raises:
         DataError: The metrics or the trajectories are damaged.
@@ -34,17 +38,18 @@ def write_report(run: StoredRun) -> Path:
     """
     path = run.path / "report.html"
     # Garbage text may hold lone surrogates, which UTF-8 has no bytes for.
-    write_file(path, render_report(run).encode("utf-8", errors="replace"))
+    write_file(path, render_report(run, curves).encode("utf-8", errors="replace"))
     return path
 
 
-def render_report(run: StoredRun) -> str:
-    """Return the page.
+def render_report(run: StoredRun, curves: Mapping[str, bytes] | None = None) -> str:
+    """Return the page; see `write_report`.
 
     Raises:
         DataError: The metrics or the trajectories are damaged.
     """
     rows = run.metrics()
+    drawn = draw_panels(rows) if curves is None else curves
     facts_path, config_path = run.path / "env.json", run.path / "config.yaml"
     folder = Path(__file__).parent
     templates = jinja2.Environment(
@@ -56,7 +61,7 @@ def render_report(run: StoredRun) -> str:
         config=config_path.read_text(encoding="utf-8"),
         num_iterations=rows[-1]["iteration"] if rows else 0,
         headlines=_headlines(rows),
-        curves={name: base64.b64encode(image).decode() for name, image in draw_panels(rows).items()},
+        curves={name: base64.b64encode(image).decode() for name, image in drawn.items()},
         ledgers=[ledger(rows, title, prefix) for title, prefix in _TERM_PREFIXES.items()],
         mismatches=view_mismatches(run),
         iteration=next(reversed(run.rollout_iterations()), None),

@@ -26,6 +26,9 @@ class Killer:
         self._phase = phase
         self._iteration = 0
 
+    def started(self, path: Path) -> None:
+        """Say nothing."""
+
     def iteration(self, metrics: Mapping[str, Any]) -> None:
         """Remember how far the run is."""
         self._iteration = metrics["iteration"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agentflow.cli import main
+from agentflow.models import training_defaults
 from agentflow.runs import StoredRun
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from tests.processes import started
@@ -219,6 +220,45 @@ def test_environments_are_listed_described_and_checked(folder: Path, capsys: pyt
     assert "train: 1 gold answers scored" in capsys.readouterr().out
 
 
+def test_an_environment_of_ones_own_gets_a_starter_policy_which_is_then_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["envs", "new", "my_maze", "--expert", "--in", str(tmp_path)]) == 0
+    spec = f"{tmp_path}/my_maze.py:MyMaze"
+    assert f"agentflow sft --env {spec}" in capsys.readouterr().out
+    assert main(["envs", "check", spec]) == 0
+    assert main(["envs", "validate", spec, "--tasks", "3"]) == 0
+    assert "train: 3 tasks played by the expert" in capsys.readouterr().out
+    small = ["scratch.hidden_size=32", "scratch.num_layers=1", "scratch.max_length=512", "evaluation.num_tasks=2"]
+    assert main(["sft", "--env", spec, "--updates", "12", "--out", f"{tmp_path}/runs", *small]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    run = StoredRun(Path(lines[-1].removeprefix("run: ")))
+    assert lines[-2] == f"next: agentflow train --env {spec} --model {run.path}"
+    stages = run.config["stages"]
+    assert [(stage["updates"], stage["env"].get("expert_noise")) for stage in stages] == [(10, None), (2, 1.0)]
+    assert [row["iteration"] for row in run.metrics() if row.get("heldout/success") is not None] == [10, 12]
+    advice = training_defaults(str(run.path))
+    assert advice["learner"]["learning_rate"] == 5e-4
+    assert main(["train", "--env", spec, "--model", str(run.path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"max_turn_tokens: {advice['agent']['max_turn_tokens']}" in said
+    assert main(["eval", str(run.path), "--tasks", "2", "--json"]) == 0
+
+
+def test_a_tiny_model_without_recommendations_is_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small(folder, "--iterations", "1")) == 0
+    assert "learner.learning_rate=1e-06 is for large models" in capsys.readouterr().out
+    assert main(small(folder, "--iterations", "1", "learner.learning_rate=1e-3")) == 0
+    assert "for large models" not in capsys.readouterr().out
+
+
+def test_config_show_lists_the_options_of_imitation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "--sft", "--env", "code", "stage", "evaluation", "env.expert_noise"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {"stage.updates", "stage.from_run", "evaluation.every", "env.expert_noise"} <= set(names)
+    assert not [name for name in names if name.startswith(("stages", "learner"))]
+
+
 def test_an_environment_that_breaks_its_contract_fails_the_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,4 +330,4 @@ def test_a_run_that_is_ended_says_how_to_go_on(folder: Path, number: int, code: 
     # Python itself may add that it ignored the interrupt while it was cleaning up.
     kept = max(int(path.name[-6:]) for path in (run / "checkpoints").iterdir())
     assert f"{what} (kept: up to iteration {kept}); resume with: agentflow train --resume {run}" in said
-    assert "report.html" not in {path.name for path in run.iterdir()}
+    assert "report.html" in {path.name for path in run.iterdir()}

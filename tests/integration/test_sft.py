@@ -1,22 +1,25 @@
 """Imitation, from an expert and from a run's own successes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from agentflow.config import validate_options
+from agentflow.config import Config, validate_options
 from agentflow.errors import ConfigError, DataError
 from agentflow.messages import Message, Reply, ToolCall
-from agentflow.models import ModelConfig, load_model
+from agentflow.models import ModelConfig, load_model, training_defaults
 from agentflow.renderer import Renderer
 from agentflow.runs import Run, StoredRun
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
 from agentflow.trainers.sft import Dialogue, SftConfig, render, train_sft
+from agentflow.trainers.starter import starter_values
 from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
 from agentflow.view.console import QuietConsole
+from tests.integration.words import Words
 
 WORDS = f"{Path(__file__).parent / 'words.py'}:Words"
 CALL = Message("assistant", "", (ToolCall("look", {"at": "red"}),))
@@ -24,7 +27,8 @@ ANSWER = Message("assistant", "red red")
 
 
 def config(out: Path, **values: Any) -> SftConfig:
-    return validate_options(SftConfig, {"run": {"out": str(out), "log_every": 5}, **values}, "test")
+    quick = {"run": {"out": str(out), "log_every": 5}, "evaluation": {"num_tasks": 0}}
+    return validate_options(SftConfig, {**quick, **values}, "test")
 
 
 def save_tiny_model(folder: Path) -> Path:
@@ -110,12 +114,86 @@ def test_rendered_dialogue_is_what_a_policy_would_have_left(tmp_path: Path) -> N
     assert (first.reply.message, second.reply.message) == (CALL, ANSWER)
 
 
+def test_what_is_not_to_be_imitated_is_read_by_the_next_turn(tmp_path: Path) -> None:
+    tokenizer = load_model(ModelConfig(path=str(save_tiny_model(tmp_path)))).tokenizer
+    renderer = Renderer(
+        tokenizer, [{"type": "function", "function": {"name": "look", "parameters": {"properties": {}}}}]
+    )
+    asked, told = (Message("user", "say red"),), (Message("tool", "red is grey", name="look"),)
+    slip, last = replace(CALL, imitate=False), replace(ANSWER, imitate=False)
+    said = ((asked, slip), (told, CALL), (told, ANSWER), (told, last))
+    all_taught = tuple((heard, replace(message, imitate=True)) for heard, message in said)
+    whole = render(Dialogue(Task("t", "say red"), 0, all_taught), renderer)
+    taught = render(Dialogue(Task("t", "say red"), 0, said), renderer)
+    assert [turn.reply.message for turn in taught.turns] == [CALL, ANSWER]
+    assert tokens_of(taught) == tokens_of(whole)[: len(tokens_of(taught))]
+    assert taught.turns[0].context_ids[-len(renderer.extend(told)) :] == tuple(renderer.extend(told))
+    assert render(Dialogue(Task("t", "say red"), 0, said[:1]), renderer).turns == ()
+
+
+def tokens_of(trajectory: Trajectory) -> list[int]:
+    return [token for turn in trajectory.turns for token in (*turn.context_ids, *turn.completion.token_ids)]
+
+
+def test_teaching_is_measured_and_its_checkpoints_stay(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_layers": 1, "num_heads": 2, "num_key_value_heads": 2}
+    run = train_sft(
+        config(
+            tmp_path,
+            run={"out": str(tmp_path), "keep_checkpoints": 2},
+            scratch=small,
+            stages=[echo(updates=5)],
+            evaluation={"every": 2, "num_tasks": 3},
+        ),
+        QuietConsole(),
+    )
+    assert [row["iteration"] for row in rows(run) if "heldout/success" in row] == [2, 4, 5]
+    assert [checkpoint.iteration for checkpoint in StoredRun(run).checkpoints()] == [4, 5]
+    advice = training_defaults(str(run))
+    assert set(advice) == {"learner", "evaluation", "run", "agent"}
+    assert 0 < advice["agent"]["max_turn_tokens"] < advice["agent"]["max_episode_tokens"] <= 2048
+
+
+def test_a_model_keeps_what_it_recommends_and_limits_that_were_given(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    (model / "agentflow.yaml").write_text("learner: {learning_rate: 0.25}\nagent: {max_turn_tokens: 5}\n")
+    agent = {"max_turn_tokens": 7, "max_turns": 3}
+    stages = [echo(updates=1)]
+    run = train_sft(
+        config(tmp_path / "runs", model={"path": str(model)}, agent=agent, stages=stages, evaluation={"num_tasks": 0}),
+        QuietConsole(),
+    )
+    advice = training_defaults(str(run))
+    assert advice["learner"] == {"learning_rate": 0.25}
+    assert {"max_turn_tokens": 7, "max_turns": 3}.items() <= advice["agent"].items()
+
+
+class Errant(Words):
+    """Has an option that says how careless its expert is."""
+
+    class Options(Config):
+        expert_noise: float = 0.0
+
+    options_model = Options
+
+
+def test_a_careless_expert_is_imitated_last_where_there_is_one_and_nothing_else_is_said() -> None:
+    plain, errant = {"name": WORDS}, {"name": f"{__file__}:Errant"}
+    assert [stage["updates"] for stage in starter_values(plain, {})["stages"]] == [420]
+    clean, careless = starter_values(errant, {"updates": 60})["stages"]
+    assert (clean["updates"], "expert_noise" in clean["env"]) == (50, False)
+    assert (careless["updates"], careless["env"]["expert_noise"]) == (10, 1.0)
+    for env, stage in (({**errant, "expert_noise": 0.5}, {}), (errant, {"until_loss": 0.5})):
+        (only,) = starter_values(env, stage)["stages"]
+        assert only["env"] == env and {**stage, "updates": 420}.items() <= only.items()
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"scratch": {}, "model": {"path": "x"}}, "`model` does nothing beside `scratch`"),
         ({"learner": {"updates_per_iteration": 2}}, r"learner\.updates_per_iteration does nothing"),
-        ({"agent": {"max_turn_tokens": 7}}, r"agent\.max_turn_tokens does nothing"),
+        ({"evaluation": {"every": 5, "num_tasks": 0}}, r"evaluation\.every does nothing"),
         ({"stages": [echo(updates=1, from_run="x", num_episodes=5)]}, "num_episodes does nothing"),
     ],
 )

@@ -298,6 +298,18 @@ def test_the_expert_solves_what_has_no_single_answer():
     assert (report.num_answers, report.num_played, report.num_unknown) == (0, 6, 0)
 
 
+class Looking(Guided):
+    """Its expert asks the environment what `on_reset` has set."""
+
+    def expert(self, task, seed):
+        assert self.total == 0
+        return _Expert(task)
+
+
+def test_an_expert_may_ask_for_the_state_after_reset():
+    assert check_environment(Looking) == []
+
+
 def test_answers_are_validated_task_by_task():
     class OneWrong(Adder):
         def tasks(self, split):
