@@ -37,6 +37,14 @@ app.add_typer(bench, name="bench")
 tools.add_typer(serve, name="serve")
 
 
+def _check_environment(env: str | None) -> None:
+    """Say what is wrong with a user's file, or its name, before torch is loaded: that takes seconds."""
+    if env is not None:
+        from agentflow.environment import load_environment
+
+        load_environment(env)
+
+
 @app.callback()
 def _shared(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; goes anywhere.")] = False,
@@ -60,6 +68,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
 ) -> None:
     """Train an agent by reinforcement learning; the last line says where the run is."""
+    _check_environment(env)
     from agentflow.cli import settings, training
 
     flags = {
@@ -88,6 +97,7 @@ def sft(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes experts and order.")] = None,
 ) -> None:
     """Teach a model by imitation: the environment's expert, or the successes of a run."""
+    _check_environment(env)
     from agentflow.cli import imitation
 
     flags = {"model.path": model, "run.out": None if out is None else str(out), "run.seed": seed}
@@ -108,6 +118,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure how often a trained run, or a model, solves tasks it never saw."""
+    _check_environment(env)
     from agentflow.cli import evaluation
 
     request = evaluation.Request(num_tasks=tasks, num_samples=samples, split=split, seed=seed)

@@ -28,6 +28,25 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["envs", "check", "FILE:MyShop"], 0),
+        (["envs", "info", "FILE:MyShop"], 0),
+        (["envs", "validate", "FILE:MyShop"], 0),
+        (["train", "--env", "FILE:MyShoe"], 2),
+        (["sft", "--env", "FILE:MyShoe"], 2),
+        (["eval", "starter", "--env", "FILE:MyShoe"], 2),
+    ],
+)
+def test_commands_on_a_users_file_answer_before_torch_is_loaded(words: list[str], code: int, tmp_path: Path) -> None:
+    assert main(["envs", "new", "my_shop", "--in", str(tmp_path)]) == 0
+    typed = [word.replace("FILE", f"{tmp_path}/my_shop.py") for word in words]
+    program = "import sys; from agentflow.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *typed], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{code} False"
+
+
 def test_a_user_error_shows_its_traceback_only_with_debug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.startswith("error: There is no run")
