@@ -9,9 +9,9 @@ from pathlib import Path
 
 from agentflow.errors import ConfigError, UserError
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
-from agentflow.sandbox.docker import DockerSandbox
-from agentflow.sandbox.http_client import HttpSandbox
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.docker.backend import DockerSandbox
+from agentflow.sandbox.over_http.client import HttpSandbox
+from agentflow.sandbox.process.backend import ProcessSandbox
 
 AUTO = "auto"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentflow.sandbox.base import Limits, Output, Program, Result, Sandbox, Session
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process.backend import ProcessSandbox
 
 
 def namespaces_work() -> bool:

@@ -360,7 +360,7 @@ def sandbox_serve(
     ] = None,
 ) -> None:
     """Run programs for others: POST /run_code, as SandboxFusion speaks it."""
-    from agentflow.sandbox.http_server import serve
+    from agentflow.sandbox.over_http.server import serve
 
     serve(backend, host, port=port, packages=packages or [])
 

@@ -16,8 +16,8 @@ from agentflow.sandbox.attacks.base import GROUPS, Attack, Verdict
 from agentflow.sandbox.attacks.decisive import DECISIVE
 from agentflow.sandbox.attacks.suite import attack_sandbox
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox
-from agentflow.sandbox.docker import build_image
-from agentflow.sandbox.docker import gc as docker_gc
+from agentflow.sandbox.docker.backend import build_image
+from agentflow.sandbox.docker.backend import gc as docker_gc
 from agentflow.sandbox.probe import AUTO, BACKENDS, open_sandbox, probe
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")

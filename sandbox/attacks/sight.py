@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentflow.sandbox.attacks.base import OpenFile, Sighting
-from agentflow.sandbox.system import WORK
+from agentflow.sandbox.process.system import WORK
 
 _KINDS = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 _PIDFD_GETFD = 438  # the same number on every architecture

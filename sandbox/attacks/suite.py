@@ -15,7 +15,7 @@ from agentflow.sandbox.attacks.base import LIMITS, Attack, Evidence, Seen, Verdi
 from agentflow.sandbox.attacks.sight import look
 from agentflow.sandbox.attacks.watcher import MARK_LETTERS, Watcher, wait_for_death
 from agentflow.sandbox.base import Limits, Program, Result, Sandbox
-from agentflow.sandbox.seccomp import call_numbers
+from agentflow.sandbox.limits.seccomp import call_numbers
 
 _PRELUDE = (Path(__file__).parent / "prelude.txt").read_text(encoding="utf-8")
 _SHELL_PRELUDE = (Path(__file__).parent / "prelude.sh").read_text(encoding="utf-8")

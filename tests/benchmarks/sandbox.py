@@ -24,12 +24,12 @@ from statistics import median, quantiles
 
 from agentflow.cli.tables import print_table
 from agentflow.sandbox.base import Limits, Program, Sandbox, SandboxUnavailable
-from agentflow.sandbox.docker import LABEL, OWNER_LABEL, owner_mark
-from agentflow.sandbox.engine import connect
-from agentflow.sandbox.groups import existing
-from agentflow.sandbox.image import DEFAULT_IMAGE
+from agentflow.sandbox.docker.backend import LABEL, OWNER_LABEL, owner_mark
+from agentflow.sandbox.docker.engine import connect
+from agentflow.sandbox.docker.image import DEFAULT_IMAGE
+from agentflow.sandbox.limits.groups import existing
+from agentflow.sandbox.limits.process_tree import tree_usage
 from agentflow.sandbox.probe import AUTO, open_sandbox
-from agentflow.sandbox.process_tree import tree_usage
 
 _BARE = "print(6 * 7)"
 _HEAVY = "import numpy, sympy; print(6 * 7)"

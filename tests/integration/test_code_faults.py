@@ -11,8 +11,8 @@ import pytest
 
 from agentflow.errors import RunAborted
 from agentflow.sandbox import base
-from agentflow.sandbox.process import ProcessSandbox
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.limits.process_tree import tree_usage
+from agentflow.sandbox.process.backend import ProcessSandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.brittle import invented, play
 from tests.trusted_sandbox import real_process

@@ -10,7 +10,7 @@ from agentflow.policy import ScriptedPolicy
 from agentflow.renderer import Renderer
 from agentflow.rollout import Rollout, RolloutConfig
 from agentflow.runs import Run
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process.backend import ProcessSandbox
 from agentflow.sandbox.shared import SharedSandbox
 from agentflow.tools.python import python_tool
 from agentflow.trainers.scratch import new_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.policies.vllm.server_process import ServerProcess
-from agentflow.sandbox.process_tree import is_alive
+from agentflow.sandbox.limits.process_tree import is_alive
 
 # A server whose child ignores SIGTERM; both numbers go into a file.
 STUBBORN = """

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentflow.cli import main
-from agentflow.sandbox.engine import connect
+from agentflow.sandbox.docker.engine import connect
 from tests.integration.sandbox.engine import shared_engine
 
 

@@ -17,7 +17,7 @@ import docker
 import pytest
 from docker.errors import DockerException
 
-from agentflow.sandbox.process_tree import is_alive
+from agentflow.sandbox.limits.process_tree import is_alive
 
 # At the top of the control groups a container has a share of the CPU like any other; below "docker" all have one.
 _WORDS = """

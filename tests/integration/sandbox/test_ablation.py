@@ -10,32 +10,34 @@ from typing import Any
 
 import pytest
 
-from agentflow.sandbox import launcher
 from agentflow.sandbox.base import Limits, Program, Result
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process import launcher
+from agentflow.sandbox.process.backend import ProcessSandbox
 from tests.integration.sandbox.ablation import ROOM, held
 from tests.trusted_sandbox import real_process
 
 pytestmark = real_process
 MOUNTS_BUT = (
-    "from agentflow.sandbox import namespaces\nmount = namespaces.mount\n"
+    "from agentflow.sandbox.process import namespaces\nmount = namespaces.mount\n"
     "namespaces.mount = lambda kind, target, **options: None if target == '{}' else mount(kind, target, **options)\n"
 )
-NO_FILTER = "from agentflow.sandbox import namespaces; namespaces.install_filter = lambda steps: None\n"
+NO_FILTER = "from agentflow.sandbox.process import namespaces; namespaces.install_filter = lambda steps: None\n"
 NO_PROCESSES = (
     MOUNTS_BUT.format("/proc") + "namespaces.OF_A_PROGRAM &= ~namespaces.NEW_PROCESSES\n"
-    "from agentflow.sandbox import worker\n"
+    "from agentflow.sandbox.process import worker\n"
 )
 NO_USERS = (
     "import os; os.setresuid = os.setresgid = lambda *numbers: None\n"
-    "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_USER\n"
+    "from agentflow.sandbox.process import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_USER\n"
     "namespaces.map_user = lambda inside, **outside: None; namespaces.drop_capabilities = lambda: None\n"
 )
-INSPECTABLE = "from agentflow.sandbox import namespaces; namespaces.set_inspectable = lambda inspectable: None\n"
-WRITABLE = "from agentflow.sandbox import namespaces, system; namespaces.seal = lambda root: None\n"
+INSPECTABLE = (
+    "from agentflow.sandbox.process import namespaces; namespaces.set_inspectable = lambda inspectable: None\n"
+)
+WRITABLE = "from agentflow.sandbox.process import namespaces, system; namespaces.seal = lambda root: None\n"
 BESIDE_ANOTHER = """
 import os
-from agentflow.sandbox import worker
+from agentflow.sandbox.process import worker
 become = worker._become_worker
 def beside(start):
     pid = os.fork()
@@ -111,27 +113,27 @@ LAYERS = {
         "network/the host's loopback; network/the host's loopback of version 6; network/the host's own address; "
         "network/datagrams to the host; network/an abstract socket of the host; "
         "network/datagrams to an abstract socket; network/a port that the host sees; network/the host's interfaces",
-        code="from agentflow.sandbox import namespaces\nnamespaces.OF_A_ZYGOTE &= ~namespaces.NEW_NETWORK\n"
+        code="from agentflow.sandbox.process import namespaces\nnamespaces.OF_A_ZYGOTE &= ~namespaces.NEW_NETWORK\n"
         "namespaces.NEW_NETWORK = 0\n"
         "namespaces.loopback_up = lambda: None",
     ),
     "capabilities": Layer(
         "identity/capabilities; identity/set-user programs; identity/a map of users",
-        code="from agentflow.sandbox import namespaces; namespaces.drop_capabilities = lambda: None",
+        code="from agentflow.sandbox.process import namespaces; namespaces.drop_capabilities = lambda: None",
     ),
     "IPC": Layer(
         "identity/the host's messages",
-        code="from agentflow.sandbox import namespaces; namespaces.OF_A_ZYGOTE &= ~namespaces.NEW_IPC",
+        code="from agentflow.sandbox.process import namespaces; namespaces.OF_A_ZYGOTE &= ~namespaces.NEW_IPC",
     ),
     "host name": Layer(
         "identity/the host's name",
         code="import socket; socket.sethostname = lambda name: None\n"
-        "from agentflow.sandbox import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_HOST_NAME",
+        "from agentflow.sandbox.process import namespaces; namespaces.OF_A_PROGRAM &= ~namespaces.NEW_HOST_NAME",
     ),
     "users": Layer("identity/the host's users", code=NO_USERS),
     "a channel that nobody can open again": Layer(
         "protocol/channels read empty",
-        code="import os; from agentflow.sandbox import zygote\ndef channel():\n  ends = os.pipe()\n"
+        code="import os; from agentflow.sandbox.process import zygote\ndef channel():\n  ends = os.pipe()\n"
         "  os.set_blocking(ends[0], False)\n  os.set_blocking(ends[1], False)\n  return ends\n"
         "zygote.hint_channel = channel",
     ),
@@ -154,7 +156,7 @@ LAYERS = {
     ),
     "closed descriptors": Layer(
         "files/inherited descriptors",
-        code="from agentflow.sandbox import worker; worker._close = lambda gaps: None",
+        code="from agentflow.sandbox.process import worker; worker._close = lambda gaps: None",
         host=started_by(careless),
     ),
     "nobody beside the program but process 1": Layer(
@@ -162,12 +164,12 @@ LAYERS = {
     ),
     "files of the system": Layer(
         "files/the passwords and the machine's name",
-        code="from agentflow.sandbox import system; system._FOLDERS += ('/etc',)",
+        code="from agentflow.sandbox.process import system; system._FOLDERS += ('/etc',)",
     ),
     "files of its own": Layer(
         "files/a secret of the host; files/the host's root through process 1; "
         "files/the host's root through other processes; files/a symbolic link of its own",
-        code=f"{INSPECTABLE}from agentflow.sandbox import system\nsystem._FOLDERS += ('/tmp',)\n"
+        code=f"{INSPECTABLE}from agentflow.sandbox.process import system\nsystem._FOLDERS += ('/tmp',)\n"
         "system._OWN = tuple(place for place in system._OWN if place != '/tmp')\n"
         "system._LINKS = tuple(link for link in system._LINKS if link[0] != '/tmp')\n",
     ),
@@ -182,7 +184,7 @@ LAYERS = {
     ),
     "resource limits": Layer(
         "resources/a sparse file; resources/descriptors; resources/raised limits",
-        code="from agentflow.sandbox import worker; worker._lower_limits = lambda spec: None",
+        code="from agentflow.sandbox.process import worker; worker._lower_limits = lambda spec: None",
     ),
     "memory limit": Layer(
         "resources/memory of a decompression bomb; resources/memory in pages that no process maps",

@@ -14,14 +14,14 @@ from docker.errors import APIError
 
 from agentflow.cli import main
 from agentflow.errors import ConfigError
-from agentflow.sandbox import docker as backend
 from agentflow.sandbox.attacks.base import Verdict
 from agentflow.sandbox.attacks.suite import attack_sandbox
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable
-from agentflow.sandbox.container import ran_out_of_memory
-from agentflow.sandbox.docker import DockerSandbox, build_image, gc, is_dead, owner_mark
-from agentflow.sandbox.engine import connect
-from agentflow.sandbox.image import DEFAULT_IMAGE, PYTHON
+from agentflow.sandbox.docker import backend
+from agentflow.sandbox.docker.backend import DockerSandbox, build_image, gc, is_dead, owner_mark
+from agentflow.sandbox.docker.container import ran_out_of_memory
+from agentflow.sandbox.docker.engine import connect
+from agentflow.sandbox.docker.image import DEFAULT_IMAGE, PYTHON
 from agentflow.sandbox.probe import open_sandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.attacks import ATTACKS
@@ -191,7 +191,7 @@ def test_only_the_last_shapes_are_kept_warm() -> None:
 KILLED = """
 import asyncio, sys
 from agentflow.sandbox.base import Limits, Program
-from agentflow.sandbox.docker import DockerSandbox
+from agentflow.sandbox.docker.backend import DockerSandbox
 async def main():
     sandbox = DockerSandbox(concurrency=2, run_id=sys.argv[1])
     await sandbox.run(Program("pass"), Limits(wall_s=3))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentflow.sandbox.base import Limits, Program, Result
-from agentflow.sandbox.docker import DockerSandbox
+from agentflow.sandbox.docker.backend import DockerSandbox
 from tests.integration.sandbox.ablation import ROOM, held
 
 pytestmark = pytest.mark.usefixtures("engine")

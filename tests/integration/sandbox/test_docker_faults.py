@@ -16,8 +16,8 @@ from agentflow.cli import main
 from agentflow.concurrency import DaemonThreads
 from agentflow.errors import RunAborted
 from agentflow.sandbox.base import Program, Result
-from agentflow.sandbox.container import ran_out_of_memory
-from agentflow.sandbox.docker import DockerSandbox
+from agentflow.sandbox.docker.backend import DockerSandbox
+from agentflow.sandbox.docker.container import ran_out_of_memory
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.brittle import Watched, invented, play
 from tests.integration.sandbox.engine import Engine, own_engine

@@ -20,14 +20,14 @@ from aiohttp import web
 
 from agentflow.cli import main
 from agentflow.errors import ConfigError
-from agentflow.sandbox import http_client
 from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, SandboxUnavailable, run_reliably
-from agentflow.sandbox.http_client import TOKEN_VARIABLE, HttpSandbox
-from agentflow.sandbox.http_format import MOST
-from agentflow.sandbox.http_server import make_app
+from agentflow.sandbox.limits.process_tree import tree_usage
+from agentflow.sandbox.over_http import client as http_client
+from agentflow.sandbox.over_http.client import TOKEN_VARIABLE, HttpSandbox
+from agentflow.sandbox.over_http.format import MOST
+from agentflow.sandbox.over_http.server import make_app
 from agentflow.sandbox.probe import open_sandbox
-from agentflow.sandbox.process import ProcessSandbox
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.process.backend import ProcessSandbox
 from agentflow.sandbox.shared import SharedSandbox
 from tests.integration.sandbox.contract import (  # noqa: F401
     LIMITS,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process.backend import ProcessSandbox
 from tests.benchmarks.sandbox import leaves_behind
 from tests.trusted_sandbox import real_process
 

@@ -8,11 +8,13 @@ from typing import TypeVar
 
 import pytest
 
-from agentflow.sandbox import groups, launcher, process, sessions
 from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Result, Sandbox, SandboxFailure, run_reliably
+from agentflow.sandbox.limits import groups
+from agentflow.sandbox.limits.process_tree import tree_usage
 from agentflow.sandbox.probe import open_sandbox, probe
-from agentflow.sandbox.process import ProcessSandbox
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.process import backend as process
+from agentflow.sandbox.process import launcher, sessions
+from agentflow.sandbox.process.backend import ProcessSandbox
 from agentflow.sandbox.shared import SharedSandbox
 from agentflow.tools.python import Interpreter, python_tool
 from agentflow.tools.tool import ToolOutput

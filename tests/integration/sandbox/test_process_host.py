@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from agentflow.sandbox import groups
 from agentflow.sandbox.base import Limits, Program, Result
-from agentflow.sandbox.process import ProcessSandbox
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.limits import groups
+from agentflow.sandbox.limits.process_tree import tree_usage
+from agentflow.sandbox.process.backend import ProcessSandbox
 from agentflow.sandbox.streams import Kept, Pipe
 from tests.integration.sandbox.contract import LIMITS
 from tests.integration.sandbox.test_process import play
@@ -27,7 +27,7 @@ from tests.trusted_sandbox import real_process
 pytestmark = real_process
 
 _IN_A_GROUP = """
-from agentflow.sandbox.groups import Group
+from agentflow.sandbox.limits.groups import Group
 import os
 group = Group.create()
 if group is not None:
@@ -39,7 +39,7 @@ _MANY_SESSIONS = """
 import asyncio, resource
 from contextlib import AsyncExitStack
 from agentflow.sandbox.base import Limits, SandboxFailure
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process.backend import ProcessSandbox
 
 async def main():
     sandbox, opened = ProcessSandbox(1), []
@@ -219,7 +219,7 @@ def test_groups_of_two_containers_that_number_their_processes_alike_are_two() ->
 
 _LEAVES_A_SANDBOX = """
 import asyncio, os, sys
-from agentflow.sandbox import groups
+from agentflow.sandbox.limits import groups
 from agentflow.sandbox.base import Program
 from agentflow.sandbox.shared import shared_sandbox
 sandbox = shared_sandbox("process")

@@ -7,7 +7,7 @@ import pytest
 
 from agentflow.errors import ConfigError
 from agentflow.sandbox.base import Program, Result
-from agentflow.sandbox.process import ProcessSandbox
+from agentflow.sandbox.process.backend import ProcessSandbox
 from tests.integration.sandbox.contract import LIMITS
 from tests.integration.sandbox.test_process import metering, play
 from tests.trusted_sandbox import real_process

@@ -16,7 +16,7 @@ from agentflow.models import LoadedModel, ModelConfig, load_model
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.policy import Sampling
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.limits.process_tree import tree_usage
 from agentflow.starter_policies import starter_folders
 from agentflow.trajectory import Completion
 

@@ -14,7 +14,7 @@ import torch
 from agentflow.errors import ConfigError, PolicyFailure
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policy import Sampling
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.limits.process_tree import tree_usage
 from tests.integration.vllm.served import (
     api_server_pids,
     prompt,

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from agentflow.cli.evaluation import evaluation_config
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.limits.process_tree import tree_usage
 from tests.integration.vllm.trainings import ASYNCHRONOUS, check_whole, kill_and_resume, rows, start, until_iteration
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentflow.cli import main
 from agentflow.runs import read_groups
-from agentflow.sandbox.process_tree import is_alive, tree_usage
+from agentflow.sandbox.limits.process_tree import is_alive, tree_usage
 from tests.processes import started
 
 PROGRAM = "import sys; from agentflow.cli import main; sys.exit(main())"

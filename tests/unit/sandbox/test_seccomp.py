@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentflow.errors import ConfigError
-from agentflow.sandbox.seccomp import _NUMBERS, _OWN_ONLY, bpf_filter, docker_profile
+from agentflow.sandbox.limits.seccomp import _NUMBERS, _OWN_ONLY, bpf_filter, docker_profile
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 CALLS = [

@@ -7,9 +7,10 @@ import socket
 import subprocess
 import time
 
-from agentflow.sandbox.meter import Sample
-from agentflow.sandbox.worker import hint_channel
-from agentflow.sandbox.zygote import Child, Watch, Zygote
+from agentflow.sandbox.limits.meter import Sample
+from agentflow.sandbox.process.child import Child, Watch
+from agentflow.sandbox.process.worker import hint_channel
+from agentflow.sandbox.process.zygote import Zygote
 
 
 class Fickle:

@@ -17,15 +17,23 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from agentflow.sandbox import namespaces, system
-from agentflow.sandbox.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
-from agentflow.sandbox.network import Network
-from agentflow.sandbox.process_tree import kill_tree, tree_usage
-from agentflow.sandbox.seccomp import bpf_filter
-from agentflow.sandbox.worker import OwnBytes, Start, become_first, gaps_between, hint_channel, limits_of, read_hints
+from agentflow.sandbox.limits.meter import FILES, GroupMeter, Meter, Sample, TreeMeter
+from agentflow.sandbox.limits.process_tree import kill_tree, tree_usage
+from agentflow.sandbox.limits.seccomp import bpf_filter
+from agentflow.sandbox.process import namespaces, system
+from agentflow.sandbox.process.child import Child, Watch, handle_of, number_inside
+from agentflow.sandbox.process.network import Network
+from agentflow.sandbox.process.worker import (
+    OwnBytes,
+    Start,
+    become_first,
+    gaps_between,
+    hint_channel,
+    limits_of,
+    read_hints,
+)
 
 _PACKET_BYTES = 1 << 16
 _MAX_FILES = 16
@@ -36,49 +44,7 @@ _WORKERS = ("hints", "figures", "channel")
 _MEEKNESS = 5
 _MIN_WAIT_S = 0.005
 _RESTING_S = 1.0
-_NOTHING = Sample(0.0, 0.0)
 _CORES = os.cpu_count() or 1
-
-
-@dataclass(slots=True)
-class Watch:
-    """What is allowed from now on.
-
-    Attributes:
-        cpu_s: What the meter may show.
-        ends_at: When wall time is over.
-        pid: The number inside of the process whose tree is ended; None for the whole execution.
-        interval_s: How long to wait between looks at it; infinite for as long as its meter allows.
-    """
-
-    cpu_s: float
-    ends_at: float
-    pid: int | None
-    interval_s: float = math.inf
-
-
-@dataclass(slots=True)
-class Child:
-    """An execution: its process 1, and what is known of it."""
-
-    number: int
-    pid: int
-    handle: int
-    report: int
-    hints: int
-    meter: Meter
-    memory_mb: float
-    max_processes: int
-    cpu_s: float
-    has_group: bool
-    started_at: float
-    watch: Watch | None
-    reason: str = ""
-    broken: str = ""
-    last: Sample = _NOTHING
-    cell_from: Sample = _NOTHING
-    cell_at: float = 0.0
-    due_at: float = 0.0
 
 
 class Zygote:
@@ -176,7 +142,7 @@ class Zygote:
         pid = namespaces.clone(namespaces.OF_A_PROGRAM | (namespaces.NEW_NETWORK if start.has_network else 0))
         if pid == 0:
             become_first(start)
-        handle = _handle_of(pid)
+        handle = handle_of(pid)
         kept.append(handle)
         child = Child(
             asked["number"],
@@ -288,7 +254,7 @@ class Zygote:
             child.reason = child.reason or reason
             self._kill(child)
             return
-        found = [outside for outside in tree_usage(child.pid).pids if _number_inside(outside) == pid]
+        found = [outside for outside in tree_usage(child.pid).pids if number_inside(outside) == pid]
         if not found and reason != "closed":
             # Whoever goes on in its name cannot be told from the others.
             self._stop(child, reason, None)
@@ -339,24 +305,6 @@ def _shown(sample: Sample) -> dict[str, Any]:
 def _close_all(files: Sequence[int]) -> None:
     for descriptor in files:
         os.close(descriptor)
-
-
-def _handle_of(pid: int) -> int:
-    """Return a descriptor that tells of a child's end; without one the child is ended."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-
-
-def _number_inside(pid: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/status", errors="replace") as file:
-            return next((int(line.split()[-1]) for line in file if line.startswith("NSpid:")), None)
-    except OSError:
-        return None
 
 
 def _ensure_alone(name: str) -> None:

@@ -21,9 +21,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from agentflow.sandbox.base import Limits, Result, SandboxFailure, Session, Status, Usage
 from agentflow.sandbox.figures import FigureFile
-from agentflow.sandbox.groups import Group, enforced
-from agentflow.sandbox.guest_python import VALUE_BYTES
-from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
+from agentflow.sandbox.limits.groups import Group, enforced
+from agentflow.sandbox.process.guest_python import VALUE_BYTES
+from agentflow.sandbox.process.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
 from agentflow.sandbox.streams import Kept, Pipe, memory_file
 from agentflow.sandbox.verdict import Ending, judge, result_of
 from agentflow.sandbox.waiting import to_the_end

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from agentflow.remote import checked_url, detail_of
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
-from agentflow.sandbox.http_format import RunAnswer, request_json
+from agentflow.sandbox.over_http.format import RunAnswer, request_json
 
 TOKEN_VARIABLE = "AGENTFLOW_SANDBOX_TOKEN"
 _CONNECT_S = 10.0

@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agentflow.sandbox import namespaces
+from agentflow.sandbox.process import namespaces
 
 INSIDE = 65_534
 """The user's and group's number inside; it owns nothing there."""

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxUnavailable, Session, refusal
-from agentflow.sandbox.container import Build, Container, Shape
-from agentflow.sandbox.engine import Engine, connect
-from agentflow.sandbox.image import DEFAULT_IMAGE, write_image
-from agentflow.sandbox.seccomp import docker_profile
+from agentflow.sandbox.docker.container import Build, Container, Shape
+from agentflow.sandbox.docker.engine import Engine, connect
+from agentflow.sandbox.docker.image import DEFAULT_IMAGE, write_image
+from agentflow.sandbox.limits.seccomp import docker_profile
 from agentflow.sandbox.verdict import result_of
 from agentflow.sandbox.waiting import in_thread
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from agentflow.errors import ConfigError
 from agentflow.sandbox.base import Limits, Sandbox
-from agentflow.sandbox.http_client import TOKEN_VARIABLE, is_loopback
-from agentflow.sandbox.http_format import LANGUAGES, MOST, RunRequest, answer_json
+from agentflow.sandbox.over_http.client import TOKEN_VARIABLE, is_loopback
+from agentflow.sandbox.over_http.format import LANGUAGES, MOST, RunRequest, answer_json
 from agentflow.sandbox.probe import open_sandbox
 
 _MAX_BODY_BYTES = 96 << 20

@@ -27,7 +27,7 @@ control = socket.socket(fileno=int(sys.argv.pop()))
 asked = json.loads(control.recv(1 << 16))
 is_foreign = asked["source"] not in sys.path
 if is_foreign: sys.path.insert(0, asked["source"])
-from agentflow.sandbox.zygote import main
+from agentflow.sandbox.process.zygote import main
 if is_foreign: sys.path.remove(asked["source"])
 main(control, user=asked["user"], packages=asked["packages"], preload=asked["preload"])
 """

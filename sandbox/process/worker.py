@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from agentflow.sandbox import namespaces
-from agentflow.sandbox.guest_python import run_program, serve_cells, word_of
-from agentflow.sandbox.system import INSIDE, WORK
+from agentflow.sandbox.process import namespaces
+from agentflow.sandbox.process.guest_python import run_program, serve_cells, word_of
+from agentflow.sandbox.process.system import INSIDE, WORK
 
 MAX_OPEN_FILES = 256
 READY, REFUSED = "ready", "refused: "

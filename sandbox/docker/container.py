@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from agentflow.sandbox.base import ENVIRONMENT, Limits, Program, Usage, max_files
+from agentflow.sandbox.docker.image import PYTHON
 from agentflow.sandbox.figures import MAX_WRITTEN_BYTES
-from agentflow.sandbox.image import PYTHON
 from agentflow.sandbox.streams import Kept
 from agentflow.sandbox.verdict import CANCELLED, Ending
 
 _FOLDER = Path(__file__).parent
-_GUEST = "\n".join((_FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in ("guest_figures", "guest"))
-_COMMAND = (PYTHON, "-s", "-P", "-c", (_FOLDER / "container_guest.py").read_text(encoding="utf-8"), _GUEST)
+_GUEST = "\n".join(
+    path.read_text(encoding="utf-8") for path in (_FOLDER.parent / "guest_figures.py", _FOLDER / "guest.py")
+)
+_COMMAND = (PYTHON, "-s", "-P", "-c", (_FOLDER / "first.py").read_text(encoding="utf-8"), _GUEST)
 _OVERHEAD_MB = 16  # of the first process
 _ADDRESS_SPACE_MARGIN_MB = 1536  # libraries map far more than they use
 _PROGRAM_SPACE_BYTES = 10 << 20  # its source and its plots
 _SHARED_MEMORY_BYTES = 1 << 20
 _MAX_OPEN_FILES = 256
-_END, _TRAILER_BYTES = b"\0agentflow:", 256  # as in container_guest.py
+_END, _TRAILER_BYTES = b"\0agentflow:", 256  # as in first.py
 _HELD_BYTES = MAX_WRITTEN_BYTES + _TRAILER_BYTES
 _TICK_S = 0.05
 _CHUNK_BYTES = 1 << 16

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentflow.sandbox.process_tree import tree_usage
+from agentflow.sandbox.limits.process_tree import tree_usage
 
 _TREE_INTERVAL_S = 0.005
 FILES = ("cpu", "peak", "memory_events", "process_events")

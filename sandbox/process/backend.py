@@ -23,14 +23,14 @@ from typing import Any
 
 from agentflow.sandbox.base import Limits, Program, Result, SandboxFailure, Session, refusal
 from agentflow.sandbox.figures import FigureFile
-from agentflow.sandbox.groups import Group, enforced
-from agentflow.sandbox.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
-from agentflow.sandbox.packages import shown_paths
-from agentflow.sandbox.sessions import open_session
+from agentflow.sandbox.limits.groups import Group, enforced
+from agentflow.sandbox.process.launcher import Event, Launcher, LauncherBroken, spec_of, usage_of
+from agentflow.sandbox.process.packages import shown_paths
+from agentflow.sandbox.process.sessions import open_session
+from agentflow.sandbox.process.worker import READY, REFUSED
 from agentflow.sandbox.streams import Kept, Pipe, memory_file
 from agentflow.sandbox.verdict import CANCELLED, Ending, result_of
 from agentflow.sandbox.waiting import to_the_end
-from agentflow.sandbox.worker import READY, REFUSED
 
 _FIRST_UID = 21_000  # one user a slot, so that one execution's processes are never another's
 _LOST_S = 10.0

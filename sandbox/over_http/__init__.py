@@ -1,0 +1,1 @@
+"""Sandboxes elsewhere: the protocol of SandboxFusion, its client and its server."""
