@@ -65,6 +65,10 @@ class Algorithm(Config):
     def _learns(self) -> Self:
         if not self.loss:
             raise ValueError("loss needs at least one term")
+        known = {statistic.kind for statistic in self.statistics}
+        for path, slot in self.slots():
+            if missing := sorted(slot.reads - known):
+                raise ValueError(f"{path} reads what is remembered: add statistics: [{{kind: {missing[0]}}}]")
         return self
 
     def slots(self) -> Iterator[tuple[str, Slot]]:

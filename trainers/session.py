@@ -115,9 +115,9 @@ class Session:
 
     def draws(self, sampler: Sampler, state: RunState, *, found: Found, number: int, now: Now) -> Sequence[Draw]:
         """Let the sampler choose the tasks of a round."""
-        run, remembered = self.config.run, state.slots.get("sampler", {})
+        run = self.config.run
         want, size = run.tasks_per_iteration, run.group_size
-        return sampler.draw(self._pool, remembered, want=want, size=size, number=number, found=found, now=now)
+        return sampler.draw(self._pool, state.slots, want=want, size=size, number=number, found=found, now=now)
 
     def play(self, draws: Sequence[Draw], *, label: str) -> Collected:
         """Attempt the tasks of a round."""

@@ -96,7 +96,7 @@ class StreamSource:
 
         def task(number: int) -> Task:
             now = Now(seed=run.seed)
-            state = {**config.algorithm.sampler.initial(), "num_drawn": number}
+            state = {"sampler": {**config.algorithm.sampler.initial(), "num_drawn": number}}
             draws = config.algorithm.sampler.draw(
                 pool, state, want=1, size=run.group_size, number=0, found=Found(), now=now
             )

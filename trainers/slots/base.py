@@ -48,6 +48,8 @@ class Slot(Config):
     """A part of an algorithm. Options whose type is `number()` may be scheduled."""
 
     kind: str = Field(description="Which one: a name of ours, of a package, or path/to/file.py:Class.")
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of statistics that the slot reads; an algorithm without them is refused."""
 
     def initial(self) -> State:
         """Return what the slot remembers before the first iteration; empty if it remembers nothing."""
@@ -153,13 +155,13 @@ class Sampler(Slot):
     """Which tasks an iteration attempts, in rounds."""
 
     def draw(
-        self, pool: Sequence[Task], state: State, *, want: int, size: int, number: int, found: Found, now: Now
+        self, pool: Sequence[Task], state: "StateTree", *, want: int, size: int, number: int, found: Found, now: Now
     ) -> Sequence[Draw]:
         """Choose the tasks of a round; none ends the collecting.
 
         Args:
             pool: The training tasks.
-            state: What the sampler remembers.
+            state: What the slots remember; its own part is at `sampler`.
             want: Kept groups that an iteration aims at.
             size: Attempts of a group.
             number: The round, from 0.
@@ -308,14 +310,15 @@ def _family(what: str, base: type[SlotT], name: str, *modules: str) -> Family[Sl
     )
 
 
+_LOSSES = tuple(f"losses.{name}" for name in ("surrogates", "regularisers", "regions", "discriminative", "entropies"))
 FAMILIES: Mapping[str, Family[Any]] = {
     "samplers": _family("sampler", Sampler, "samplers", "samplers"),
     "rewards": _family("reward", Reward, "rewards", "rewards"),
     "keeps": _family("keep", Keep, "keeps", "keeps"),
-    "advantages": _family("advantage", Advantage, "advantages", "advantages"),
+    "advantages": _family("advantage", Advantage, "advantages", "advantages", "unit_advantages"),
     "masks": _family("mask", Mask, "masks", "masks"),
     "weights": _family("weighting", Weights, "weights", "weights"),
-    "losses": _family("loss", LossTerm, "losses", "losses.surrogates", "losses.regularisers"),
+    "losses": _family("loss", LossTerm, "losses", *_LOSSES),
     "statistics": _family("statistic", Statistic, "statistics", "statistic"),
     "schedules": _family("schedule", Schedule, "schedules", "schedules"),
 }

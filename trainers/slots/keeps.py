@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from agentflow.batch import Judged
-from agentflow.maths.units import Floats
-from agentflow.trainers.slots.base import Credits, Keep, Now
+from agentflow.maths.choices import replacements
+from agentflow.maths.unit_advantages import group_values
+from agentflow.maths.units import Floats, Units
+from agentflow.rollout import derive_seed
+from agentflow.trainers.slots.base import Credits, Keep, Now, Number, number
 
 _EQUAL_RETURNS = 1e-9
 
@@ -50,4 +53,61 @@ def no_signal(judged: Judged, credits_NK: Sequence[Floats]) -> str:
     return "none_solved" if solved == {False} else "equal_returns"
 
 
-TABLE: Mapping[str, type[Keep]] = {"has_signal": HasSignal}
+class NotMastered(Keep):
+    """Leave out groups all of whose trajectories reached the highest return, and no other: NGRPO (2509.18851)."""
+
+    kind: Literal["not_mastered"] = "not_mastered"
+    highest: Annotated[Number, number()] = Field(1.0, description="The highest return that can be had.")
+
+    def __call__(self, judged: Sequence[Judged], credits: Credits, now: Now) -> Sequence[Judged]:
+        """Mark them with `all_solved`, and those without a trajectory with `too_few`."""
+        return [self._marked(each) for each in judged]
+
+    def _marked(self, judged: Judged) -> Judged:
+        returns = [float(member.rewards_K.sum()) for member in judged.earned]
+        if not returns:
+            return replace(judged, cause=judged.cause or "too_few", kept=False)
+        if min(returns) < float(self.highest):
+            return judged
+        return replace(judged, cause=judged.cause or "all_solved", kept=False)
+
+
+class ReplacedByValue(Keep):
+    """Give the places of groups that are left out to the most valuable others: "VSPO-style" (2512.07478).
+
+    A group that takes a place counts once more; nothing is copied. The paper's own rule is not published: here places
+    go to groups at random, in proportion to (R_max - mean) * std of their returns.
+    """
+
+    kind: Literal["replaced_by_value"] = "replaced_by_value"
+    highest: float | None = Field(
+        1.0, description="The highest return that can be had; null takes each group's own highest."
+    )
+    spread: Literal["std", "variance"] = Field(
+        "std", description="What the distance from the highest return is multiplied by; both of the population."
+    )
+
+    def __call__(self, judged: Sequence[Judged], credits: Credits, now: Now) -> Sequence[Judged]:
+        """Raise `times` of the groups that take a place."""
+        kept = [each for each in judged if each.kept]
+        owners = np.repeat(np.arange(len(kept)), [len(each.earned) for each in kept])
+        times_Q = self._places(returns_of(kept), owners, count=len(judged) - len(kept), now=now)
+        more = iter(times_Q.tolist())
+        return [replace(each, times=each.times + next(more, 0)) if each.kept else each for each in judged]
+
+    def _places(self, returns: Floats, owners: Units, *, count: int, now: Now) -> Units:
+        values_Q = group_values(returns, owners, highest=self.highest, spread=self.spread)
+        generator = np.random.default_rng(derive_seed(now.seed, self.kind, now.iteration))
+        return replacements(values_Q, count, generator=generator)
+
+
+def returns_of(judged: Sequence[Judged]) -> Floats:
+    """Return the returns of all trajectories, group by group."""
+    return np.array([float(member.rewards_K.sum()) for each in judged for member in each.earned], dtype=np.float64)
+
+
+TABLE: Mapping[str, type[Keep]] = {
+    "has_signal": HasSignal,
+    "not_mastered": NotMastered,
+    "replaced_by_value": ReplacedByValue,
+}

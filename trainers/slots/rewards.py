@@ -1,13 +1,17 @@
 """Rewards: what groups earn beside what the run's `rewards` pay for each turn, or in its place."""
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from agentflow.answers import normalise
 from agentflow.batch import Earned, Judged
+from agentflow.maths.choices import majority
 from agentflow.rewards import overlong_penalty
 from agentflow.rollout import derive_seed
 from agentflow.trainers.slots.base import Now, Reward
@@ -62,4 +66,35 @@ def _dealt(judged: Judged, rng: random.Random) -> Judged:
     return replace(judged, earned=tuple(earned))
 
 
-TABLE: Mapping[str, type[Reward]] = {"overlong": Overlong, "shuffled": Shuffled}
+class Majority(Reward):
+    """Pay agreement with the answer that most attempts at a task gave, and nothing else: TTRL, SPINE (2511.17938).
+
+    No gold answer is read. What votes is the last reply: its text, or its tool calls with their arguments.
+    """
+
+    kind: Literal["majority"] = "majority"
+
+    def __call__(self, judged: Sequence[Judged], now: Now) -> Sequence[Judged]:
+        """Pay `majority`, 0 or 1, in the last turn, in place of every other term."""
+        return [self._voted(each) for each in judged]
+
+    def _voted(self, judged: Judged) -> Judged:
+        answers = [answer_of(member) for member in judged.earned]
+        paid = majority(answers, np.zeros(len(answers), dtype=np.intp)).tolist()
+        earned = [
+            replace(member, terms=({},) * len(member.terms)).paid("majority", amount)
+            for member, amount in zip(judged.earned, paid, strict=True)
+        ]
+        return replace(judged, earned=tuple(earned))
+
+
+def answer_of(earned: Earned) -> str | None:
+    """Return what an attempt said last, in a form in which equal answers are equal; None where it was malformed."""
+    reply = earned.trajectory.turns[-1].reply
+    if reply.error:
+        return None
+    calls = [f"{call.name} {json.dumps(dict(call.arguments), sort_keys=True)}" for call in reply.message.tool_calls]
+    return normalise("\n".join(calls) or reply.message.content) or None
+
+
+TABLE: Mapping[str, type[Reward]] = {"overlong": Overlong, "shuffled": Shuffled, "majority": Majority}
