@@ -57,6 +57,16 @@ class Varied(Words):
         return {"success": 1.0 if task.id.startswith("heldout") else zlib.crc32(answer.encode()) / 2**32}
 
 
+class Coin(Words):
+    """Pay about every second answer, whatever it says, so that nearly every group holds both outcomes."""
+
+    max_turns = 2
+
+    def score(self, task: Task, answer: str) -> Mapping[str, float]:
+        """Return 0 or 1, depending on every letter."""
+        return {"success": float(zlib.crc32(answer.encode()) % 2)}
+
+
 def save_tiny_model(folder: Path, *, seed: int = 0, brief: bool = False) -> Path:
     """Save a randomly initialised model with a tokenizer of the environment's words; a brief one talks little."""
     tokenizer = new_tokenizer([f" {' '.join(WORDS)} say look at is Say the colour."], max_words=64)
