@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from agentflow.config import Config
 from agentflow.errors import ModelError
+from agentflow.roles import PLANNER
 from agentflow.runs import StoredRun
 from agentflow.scoring.attention import use_agentflow_attention
-from agentflow.starter_policies import STARTER, Part, recommended, starter_folders, starter_for
+from agentflow.starter_policies import REACT, STARTER, Part, recommended, starter_folders, starter_for
 
 
 class ModelConfig(Config):
@@ -101,18 +102,21 @@ def folder_of(path: str, part: Part) -> Path:
     return starter_folders().get(name, Path(name))
 
 
-def load_model(config: ModelConfig, *, env: str = "") -> LoadedModel:
+def load_model(config: ModelConfig, *, env: str = "", agent: str = REACT, role: str = PLANNER) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         config: Which model.
-        env: The environment, by which `starter` is understood.
+        env: The environment, by which `starter` is understood, as by the next two.
+        agent: The agent that plays.
+        role: The model's role in it.
 
     Raises:
         ModelError: The folder is missing or incomplete, the hub cannot be reached, or the device is not there.
     """
-    name = starter_for(config.path, Part(env=env))
-    path = str(folder_of(name, Part(env=env)))
+    part = Part(env=env, agent=agent, role=role)
+    name = starter_for(config.path, part)
+    path = str(folder_of(name, part))
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     if not Path(path).is_dir():

@@ -21,6 +21,8 @@ STARTER = "starter"
 """Stands for the starter policy of what is played."""
 RECOMMENDED = "agentflow.yaml"
 """The file in a model's folder that says how to train it on, and what it plays."""
+REACT = "react"
+"""The agent that is played where nobody names one."""
 _PLAYS = "plays"
 _ANY = "any"
 _FOLDER = Path(__file__).parent / "starters"
@@ -30,7 +32,7 @@ class Part(Config):
     """What a policy has learned to play."""
 
     env: str = Field(description="The environment's registered name, or `any`.")
-    agent: str = Field("react", description="The agent.")
+    agent: str = Field(REACT, description="The agent.")
     role: str = Field(PLANNER, description="Its role in the agent.")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from agentflow.agents.react import react
+from agentflow.casting import Casting, text_roles
 from agentflow.environment import Environment, load_environment, load_tasks, require_expert
 from agentflow.errors import ConfigError
 from agentflow.models import LoadedModel, load_model
@@ -16,9 +17,9 @@ from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policies.vllm.policy import VllmPolicy
 from agentflow.policy import TrainablePolicy
 from agentflow.renderer import Renderer
-from agentflow.roles import NO_ROLES, PLANNER, Roles
+from agentflow.roles import NO_ROLES, Roles
 from agentflow.rollout import Rollout
-from agentflow.speakers import ExpertSpeaker, Speaker, TokenSpeaker
+from agentflow.starter_policies import Part
 from agentflow.threads import available_cores, num_threads
 from agentflow.trainers.settings import EnvironmentConfig, Threads, TrainConfig
 
@@ -68,7 +69,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     Raises:
         UserError: The environment, its options or the model cannot be used.
     """
-    frozen = FrozenModels(config.roles)
+    frozen = FrozenModels(text_roles(config.roles))
     make_environment = environment_factory(config.env, roles=frozen.roles)
     environment = make_environment()
     loaded = loaded or load_model(config.model, env=config.env.name)
@@ -81,15 +82,18 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
             "that the model has positions for.",
             f"Set agent.max_episode_tokens={policy.max_length} or less.",
         )
-    if config.policy.backend == "scripted":
+    if any(role.speaks == "expert" for role in config.roles.values()):
         # An environment without an expert says so here.
         require_expert(environment, load_tasks(environment, "train")[0])
-    speaker: Speaker = (
-        ExpertSpeaker(renderer, config=config.agent)
-        if config.policy.backend == "scripted"
-        else TokenSpeaker(policy, renderer, config=config.agent, temperature=config.policy.temperature)
+    casting = Casting(
+        policy,
+        renderer,
+        texts=frozen,
+        limits=config.agent,
+        temperature=config.policy.temperature,
+        part=Part(env=config.env.name),
     )
-    agent = EpisodePlayer(react, Scene(make_environment, {PLANNER: speaker}, config.agent))
+    agent = EpisodePlayer(react, Scene(make_environment, casting.speakers(config.roles), config.agent))
     return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout), frozen, threads)
 
 
@@ -104,4 +108,6 @@ def sampling_policy(config: TrainConfig, loaded: LoadedModel, *, stop_ids: Seque
     """Return the configured policy over a model; its turns end at the stop tokens."""
     if config.policy.backend != "vllm":
         return TransformersPolicy(loaded.model, stop_ids)
-    return VllmPolicy(loaded.model, stop_ids, config=config.policy, max_episode_tokens=config.agent.max_episode_tokens)
+    return VllmPolicy(
+        loaded.model, stop_ids, config=config.policy.servers, max_episode_tokens=config.agent.max_episode_tokens
+    )

@@ -15,6 +15,7 @@ from agentflow.environment import load_tasks
 from agentflow.errors import RunAborted
 from agentflow.models import ignored_losses
 from agentflow.rewards import Shaper
+from agentflow.roles import PLANNER
 from agentflow.rollout import Collected
 from agentflow.runs import Run
 from agentflow.trainers.algorithm import Algorithm
@@ -154,7 +155,7 @@ class Session:
         later = [columns[START].double().cpu() for columns in known[1:]]
         learner_S = torch.cat([torch.from_numpy(gradient.start_S), *later]).numpy()
         # No weights sampled what an expert wrote: its tokens say nothing about sampler and learner.
-        version = -1 if self.config.policy.backend == "scripted" else self._assembly.policy.version
+        version = -1 if self.config.roles[PLANNER].speaks == "expert" else self._assembly.policy.version
         found = measure_drift(batch.trajectories, learner_S, version=version)
         sentence = self._watch.observe(state.iteration + 1, found)
         if sentence:

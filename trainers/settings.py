@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from agentflow.casting import RoleConfig, check_roles, read_roles
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
 from agentflow.play import AgentConfig
-from agentflow.policies.frozen import RoleConfig
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
-from agentflow.roles import PLANNER
 from agentflow.rollout import RolloutConfig
 from agentflow.trainers.algorithm import Algorithm, check_fit
 from agentflow.trainers.drift import MismatchConfig
@@ -55,15 +54,33 @@ class EnvironmentConfig(Config):
         return dict(self.model_extra or {})
 
 
-class PolicyConfig(ServerConfig):
+class PolicyConfig(Config):
     """How turns are sampled."""
 
-    backend: Literal["transformers", "vllm", "scripted"] = Field(
-        "transformers",
-        description="`transformers` samples in this process, `vllm` from servers; `scripted` plays the environment's "
-        "expert.",
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="`transformers` samples in this process, `vllm` from servers."
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits, in sampling and in the learner alike.")
+    servers: ServerConfig = Field(default=ServerConfig(), description="The servers of `vllm`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        """Say where options went that were once here."""
+        if isinstance(given, dict) and given.get("backend") == "scripted":
+            raise ConfigError("policy.backend = 'scripted' is no policy.", "Set roles.planner.speaks=expert.")
+        if isinstance(given, dict) and isinstance(given.get("servers"), int):
+            raise ConfigError("policy.servers is a section.", f"Set policy.servers.count={given['servers']}.")
+        return given
+
+    @model_validator(mode="after")
+    def _effective(self) -> "PolicyConfig":
+        inert = [name for name in ServerConfig.model_fields if is_changed(self.servers, name)]
+        if inert and self.backend != "vllm":
+            raise ConfigError(
+                f"policy.servers.{inert[0]} does nothing without servers.", "Set policy.backend=vllm as well."
+            )
+        return self
 
 
 class EvaluationConfig(Config):
@@ -111,8 +128,8 @@ class TrainConfig(Config):
     env: EnvironmentConfig = Field(description="The environment and its options.")
     model: ModelConfig = Field(default=ModelConfig(), description="The model.")
     policy: PolicyConfig = Field(default=PolicyConfig(), description="Sampling.")
-    roles: dict[str, RoleConfig] = Field(
-        default_factory=dict, description="Frozen models by the names that environments and tools ask them by."
+    roles: SerializeAsAny[dict[str, RoleConfig]] = Field(
+        default_factory=dict, description="Who speaks for each role, by its name; the planner is trained."
     )
     agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="How episodes are collected.")
@@ -125,21 +142,17 @@ class TrainConfig(Config):
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation while training.")
     run: RunConfig = Field(default=RunConfig(), description="Extent, seed and folder.")
 
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _cast(cls, given: Any) -> Any:
+        """Read each role by who speaks for it."""
+        return read_roles(given)
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
         check_fit(self.algorithm, self.rewards, group_size=self.run.group_size)
-        inert = [name for name in ServerConfig.model_fields if is_changed(self.policy, name)]
-        if inert and self.policy.backend != "vllm":
-            raise ConfigError(f"policy.{inert[0]} does nothing without servers.", "Set policy.backend=vllm as well.")
         self._check_staleness()
-        if PLANNER in self.roles:
-            raise ConfigError(
-                f"roles.{PLANNER} is the policy that is trained.",
-                "Describe it in model and policy, or rename the role.",
-            )
-        misnamed = [name for name in self.roles if not name.isidentifier()]
-        if misnamed:
-            raise ConfigError(f"{misnamed[0]!r} is no name of a role.", "Use letters, digits and underscores.")
+        check_roles(self.roles)
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
         return self

@@ -59,7 +59,7 @@ def train(
     env: EnvName = None,
     algo: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe, such as flow-grpo or dapo.")] = None,
     model: ModelName = None,
-    policy: Annotated[str | None, typer.Option(metavar="KIND", help="transformers, vllm or scripted.")] = None,
+    policy: Annotated[str | None, typer.Option(metavar="KIND", help="transformers or vllm.")] = None,
     files: ConfigFiles = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where runs are kept.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes tasks, sampling and updates.")] = None,
@@ -138,7 +138,7 @@ def vllm(
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="bfloat16, float32, or auto.")] = "auto",
     lora_rank: Annotated[int, typer.Option(metavar="R", min=0, help="model.lora_rank of the learner.")] = 0,
 ) -> None:
-    """Serve a model with vLLM for a learner elsewhere, which names it in policy.urls and sends its weights."""
+    """Serve a model with vLLM for a learner elsewhere, which names it in policy.servers.urls and sends its weights."""
     from agentflow.cli import vllm_server
 
     code = vllm_server.serve(

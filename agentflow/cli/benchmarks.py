@@ -13,6 +13,7 @@ from agentflow.config import gather, merge, validate_options
 from agentflow.errors import ConfigError
 from agentflow.models import load_model
 from agentflow.renderer import Renderer
+from agentflow.roles import PLANNER
 from agentflow.rollout_bench import Load, Speed, compare
 from agentflow.trainers.parts import sampling_policy, use_threads
 from agentflow.trainers.settings import TrainConfig
@@ -30,8 +31,8 @@ def rollout(words: Sequence[str], load: Load, *, policy: str | None, model: str 
     typed = overrides(words, known=_OPTIONS)
     chosen = merge(gather(overrides=typed), flag_overrides({"policy.backend": policy, "model.path": model}, typed))
     config = validate_options(TrainConfig, merge({"env": {"name": "websearch"}}, chosen), "The configuration")
-    if config.policy.backend == "scripted":
-        raise ConfigError("--policy scripted samples nothing that could be measured.", "Use transformers or vllm.")
+    if config.roles[PLANNER].speaks == "expert":
+        raise ConfigError("roles.planner.speaks=expert samples nothing that could be measured.", "Leave it out.")
     longest = load.turns * (load.turn_tokens + _BETWEEN_TOKENS)
     if longest > config.agent.max_episode_tokens:
         raise ConfigError(

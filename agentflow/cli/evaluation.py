@@ -15,7 +15,6 @@ from agentflow.config import gather, merge, validate_options
 from agentflow.environment import Split
 from agentflow.errors import ConfigError, DataError
 from agentflow.models import training_defaults
-from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.runs import StoredRun
 from agentflow.trainers.evaluate import Evaluation
 from agentflow.trainers.evaluate import evaluate as play
@@ -99,7 +98,7 @@ def evaluation_config(target: str, *, env: str | None, words: Sequence[str]) -> 
         stored["env"] = {}  # the options of the run's own environment say nothing about another
     if section(chosen, "policy").get("backend", "vllm") != "vllm":
         # What is said of the run's servers says nothing about another policy.
-        kept = {k: v for k, v in section(stored, "policy").items() if k not in ServerConfig.model_fields}
+        kept = {name: value for name, value in section(stored, "policy").items() if name != "servers"}
         stored = {**stored, "policy": kept}
     values = merge(stored, chosen)
     inert = [name for name in chosen if name in TrainConfig.model_fields and name not in _SECTIONS]

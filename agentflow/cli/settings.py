@@ -10,6 +10,8 @@ from agentflow.config import gather, merge, validate_options
 from agentflow.environment import load_environment
 from agentflow.errors import ConfigError
 from agentflow.models import training_defaults
+from agentflow.roles import PLANNER
+from agentflow.runs.upgrades import upgraded
 from agentflow.starter_policies import STARTER
 from agentflow.trainers.algorithm import Algorithm, algorithm_values
 from agentflow.trainers.settings import DEFAULT_ALGORITHM, TrainConfig
@@ -48,7 +50,7 @@ def train_config(given: Given) -> TrainConfig:
     """
     typed = overrides(given.words, known=_OPTIONS)
     chosen = merge(gather(overrides=typed), flag_overrides(given.flags, typed))
-    stored = gather(given.files)
+    stored = upgraded(gather(given.files))
     model = merge(section(stored, "model"), section(chosen, "model")).get("path", STARTER)
     env = merge(section(stored, "env"), section(chosen, "env")).get("name")
     stored = merge(training_defaults(str(model), env=str(env)), stored)
@@ -63,7 +65,7 @@ def train_config(given: Given) -> TrainConfig:
     environment = load_environment(config.env.name)
     options = validate_options(environment.options_model, config.env.options, owner=f"env ({environment.__name__})")
     config.rewards.validate_terms(environment.terms_with(options))
-    if config.policy.backend == "scripted" and "temperature" in section(chosen, "policy"):
+    if config.roles[PLANNER].speaks == "expert" and "temperature" in section(chosen, "policy"):
         raise ConfigError("policy.temperature does nothing: the scripted expert samples nothing.", "Leave it out.")
     return config
 

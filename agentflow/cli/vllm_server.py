@@ -61,7 +61,7 @@ def serve(
         )
         command = [server_python(config), "-m", API_SERVER, f"--host={host}", f"--port={port}"]
         reached = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
-        typer.echo(f"Once it answers: policy.urls=[http://{reached}:{port}]")
+        typer.echo(f"Once it answers: policy.servers.urls=[http://{reached}:{port}]")
         command += [*arguments(config, served), *words]
         server = ServerProcess(command, folder, environment=variables(config, served))
         try:

@@ -3,19 +3,10 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from agentflow.policies.openai import ChatConfig, OpenAIChat
 from agentflow.policies.usage import Journal, describe_usage, usage_metrics
 from agentflow.roles import Roles
-
-
-class RoleConfig(ChatConfig):
-    """A frozen model that environments and tools ask by the name of its role."""
-
-    backend: Literal["openai"] = Field("openai", description="Who answers: any OpenAI-compatible server.")
 
 
 class FrozenModels:
@@ -30,7 +21,7 @@ class FrozenModels:
         ConfigError: An address is none.
     """
 
-    def __init__(self, configs: Mapping[str, RoleConfig], *, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, configs: Mapping[str, ChatConfig], *, environ: Mapping[str, str] = os.environ) -> None:
         self._clients = {name: OpenAIChat(config, role=name, environ=environ) for name, config in configs.items()}
         self.roles = Roles(self._clients)
 

@@ -12,6 +12,7 @@ from agentflow.config import read_yaml
 from agentflow.errors import DataError
 from agentflow.runs.records import read_groups
 from agentflow.runs.storage import is_complete
+from agentflow.runs.upgrades import upgraded
 from agentflow.trajectory import Group
 
 Metrics: TypeAlias = Mapping[str, float | int | str | None]
@@ -52,8 +53,8 @@ class StoredRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, not yet validated."""
-        return read_yaml(self.path / "config.yaml")
+        """The resolved configuration, not yet validated, under the names of today."""
+        return upgraded(read_yaml(self.path / "config.yaml"))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of every complete iteration, in order.

@@ -39,7 +39,7 @@ from agentflow.runs import StoredRun
 backend, folder = sys.argv[1:]
 words = (
     "run.tasks_per_iteration=2 run.group_size=2 evaluation.num_tasks=2 env.train_tasks=8 env.heldout_tasks=2 "
-    f"env.sandbox={backend} --env code --policy scripted --iterations 400 --out {folder}"
+    f"env.sandbox={backend} --env code roles.planner.speaks=expert --iterations 400 --out {folder}"
 )
 code = main(["train", *words.split()])
 run = StoredRun(next(Path(folder).glob("code--*")))

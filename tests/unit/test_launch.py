@@ -36,25 +36,27 @@ def test_each_server_has_gpus_of_its_own_and_sees_the_learners(
 ) -> None:
     if visible:
         monkeypatch.setenv(NAME, visible)
-    config = ServerConfig(servers=2, gpus=2)
+    config = ServerConfig(count=2, gpus=2)
     starts = launches(config, served(gpus=4, learner_gpu=learner), python="python", logs=Path("logs"))
     assert [start.environment[NAME] for start in starts] == expected
 
 
 def test_more_gpus_than_there_are_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"policy.servers = 2 with policy.gpus = 2 takes 4 GPUs; 3 visible"):
-        check(ServerConfig(servers=2, gpus=2), gpus=3)
+    with pytest.raises(
+        ConfigError, match=r"policy.servers.count = 2 with policy.servers.gpus = 2 takes 4 GPUs; 3 visible"
+    ):
+        check(ServerConfig(count=2, gpus=2), gpus=3)
 
 
 def test_servers_on_one_cpu_share_its_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3, 4})
-    starts = launches(ServerConfig(servers=2), served(gpus=0, learner_gpu=None), python="python", logs=Path("logs"))
+    starts = launches(ServerConfig(count=2), served(gpus=0, learner_gpu=None), python="python", logs=Path("logs"))
     assert [start.environment["VLLM_CPU_OMP_THREADS_BIND"] for start in starts] == ["0,1", "2,3,4"]
 
 
 def on_cpu(cores: Cores, servers: int) -> list[Launch]:
     cpu = served(gpus=0, learner_gpu=None)
-    return launches(ServerConfig(servers=servers), cpu, python="python", logs=Path("logs"), cores=cores)
+    return launches(ServerConfig(count=servers), cpu, python="python", logs=Path("logs"), cores=cores)
 
 
 @pytest.mark.parametrize(("servers", "each"), [(1, "6"), (4, "1")])

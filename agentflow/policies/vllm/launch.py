@@ -16,7 +16,7 @@ from agentflow.threads import NUMBER, Cores, available_cores, waiting_variables
 
 INSTALL = (
     "vLLM may live in an environment of its own: `make vllm`, then "
-    f"`export {PYTHON_VARIABLE}=$PWD/.venv-vllm/bin/python`, or set policy.python."
+    f"`export {PYTHON_VARIABLE}=$PWD/.venv-vllm/bin/python`, or set policy.servers.python."
 )
 _OURS = frozenset(
     "--model --uds --port --host --dtype --load-format --max-model-len --max-num-seqs --logprobs-mode "
@@ -81,12 +81,13 @@ def check(config: ServerConfig, *, gpus: int) -> str:
     Raises:
         ConfigError: There are not enough GPUs, an argument is ours to give, or vLLM is missing.
     """
-    _check_words(config.server_args)
-    needed = config.servers * config.gpus
+    _check_words(config.args)
+    needed = config.count * config.gpus
     if needed > gpus:
         raise ConfigError(
-            f"policy.servers = {config.servers} with policy.gpus = {config.gpus} takes {needed} GPUs; {gpus} visible.",
-            "Lower policy.servers or policy.gpus.",
+            f"policy.servers.count = {config.count} with policy.servers.gpus = {config.gpus} takes {needed} GPUs; "
+            f"{gpus} visible.",
+            "Lower policy.servers.count or policy.servers.gpus.",
         )
     return server_python(config)
 
@@ -103,11 +104,11 @@ def launches(
         logs: Folder of their logs.
         cores: What they may use of this machine's cores; None looks.
     """
-    args = [*arguments(config, served), *config.server_args]
+    args = [*arguments(config, served), *config.args]
     environment = variables(config, served, cores=cores)
     return [
         Launch(python, logs / f"server-{i}.log", args, {**_placement(i, config, served), **environment})
-        for i in range(config.servers)
+        for i in range(config.count)
     ]
 
 
@@ -115,12 +116,12 @@ def _check_words(words: Sequence[str]) -> None:
     given = [word.partition("=")[0].replace("_", "-") for word in words]
     taken = [name for name in given if name in _OURS]
     if taken:
-        raise ConfigError(f"policy.server_args holds {taken[0]}, which AgentFlow sets itself.", "Leave it out.")
+        raise ConfigError(f"policy.servers.args holds {taken[0]}, which AgentFlow sets itself.", "Leave it out.")
     unchecked = [name for name in given if name.startswith(_UNCHECKED) or name in ("-dp", "-pp")]
     if unchecked:
         raise ConfigError(
-            f"policy.server_args holds {unchecked[0]}: AgentFlow could not check the weights of all its ranks.",
-            "Use more servers (policy.servers), or --tensor-parallel-size.",
+            f"policy.servers.args holds {unchecked[0]}: AgentFlow could not check the weights of all its ranks.",
+            "Use more servers (policy.servers.count), or --tensor-parallel-size.",
         )
 
 
@@ -164,7 +165,7 @@ def variables(config: ServerConfig, served: Served, *, cores: Cores | None = Non
         return dict.fromkeys(switches, "1")
     # Else vLLM 0.32, in spite of --enforce-eager, compiles parts of its sampler at the first turn: half a minute.
     switches.append("TORCHDYNAMO_DISABLE")
-    threads = {**waiting_variables(), **_within_quota(cores or available_cores(), config.servers)}
+    threads = {**waiting_variables(), **_within_quota(cores or available_cores(), config.count)}
     return {**_FAST_COPIES, **threads, **dict.fromkeys(switches, "1"), "VLLM_CPU_KVCACHE_SPACE": str(config.cache_gb)}
 
 
@@ -210,9 +211,9 @@ def _placement(index: int, config: ServerConfig, served: Served) -> dict[str, st
         if served.learner_gpu is not None and served.learner_gpu not in own:
             own.append(served.learner_gpu)  # to read the weights there; vLLM computes with the first ones
         return {"CUDA_VISIBLE_DEVICES": ",".join(named[i] if named else str(i) for i in own)}
-    if served.gpus or config.servers == 1 or _CORES in os.environ:
+    if served.gpus or config.count == 1 or _CORES in os.environ:
         return {}
     cores = sorted(os.sched_getaffinity(0))
-    first, last = (len(cores) * i // config.servers for i in (index, index + 1))
+    first, last = (len(cores) * i // config.count for i in (index, index + 1))
     own_cores = cores[first:last] or [cores[index % len(cores)]]  # left alone, each server would take the same ones
     return {_CORES: ",".join(map(str, own_cores))}

@@ -154,7 +154,7 @@ class VllmPolicy:
 
     def _servers(self, folder: Path) -> list[Server]:
         if self._config.urls:
-            addresses = [str(checked_url(url, "policy.urls")) for url in self._config.urls]
+            addresses = [str(checked_url(url, "policy.servers.urls")) for url in self._config.urls]
             return [Server(address, self._config, url=address) for address in addresses]
         model_folder = folder / "model"
         model_folder.mkdir(parents=True, exist_ok=True)

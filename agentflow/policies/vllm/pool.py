@@ -244,7 +244,7 @@ class ServerPool:
                 return
         await server.stop()
         async with self._changed:
-            self._lost[server.name] = f"{server.name} was given up (policy.restarts): {trouble}"
+            self._lost[server.name] = f"{server.name} was given up (policy.servers.restarts): {trouble}"
             self._changed.notify_all()
         server.break_off()
 

@@ -22,7 +22,7 @@ PYTHON_VARIABLE = "AGENTFLOW_VLLM_PYTHON"
 API_SERVER = "vllm.entrypoints.openai.api_server"
 BASE, ADAPTER = "policy", "adapter"
 """What a server calls the model that it serves, and the adapter on top of it."""
-_OF_OUR_OWN = ("servers", "python", "gpus", "cache_gb", "max_sequences", "server_args")
+_OF_OUR_OWN = ("count", "python", "gpus", "cache_gb", "max_sequences", "args")
 _POLL_S, _SOON_S = 0.2, 60.0
 _KEEP_ALIVE_S = 2.0  # vLLM closes an idle connection after five
 _LOG_LINES, _LOG_BYTES = 5, 1 << 16
@@ -42,7 +42,7 @@ def _several(urls: Any) -> Any:
 class ServerConfig(Config):
     """The vLLM servers that a policy samples from (`policy.backend=vllm`)."""
 
-    servers: int = Field(1, ge=1, description="vLLM servers to start on this host.")
+    count: int = Field(1, ge=1, description="vLLM servers to start on this host.")
     urls: Annotated[tuple[str, ...], BeforeValidator(_several), AfterValidator(_addresses)] = Field(
         (), description="Addresses of running vLLM servers to use instead; docs/vllm.md says how they are started."
     )
@@ -52,7 +52,7 @@ class ServerConfig(Config):
     gpus: int = Field(0, ge=0, description="GPUs of each server, taken in order; 0 shares all that are visible.")
     cache_gb: int = Field(1, ge=1, description="Memory of a server's key-value cache where it runs on a CPU, in GiB.")
     max_sequences: int = Field(128, ge=1, description="Most turns that a server decodes at once.")
-    server_args: tuple[str, ...] = Field(
+    args: tuple[str, ...] = Field(
         (), description="Further words of vLLM's command line, such as `--tensor-parallel-size=2`."
     )
     weights_host: str | None = Field(
@@ -70,7 +70,8 @@ class ServerConfig(Config):
         inert = [name for name in _OF_OUR_OWN if is_changed(self, name)]
         if self.urls and inert:
             raise ConfigError(
-                f"policy.{inert[0]} does nothing to the servers of policy.urls.", "Leave one of them out."
+                f"policy.servers.{inert[0]} does nothing to the servers of policy.servers.urls.",
+                "Leave one of them out.",
             )
         return self
 
@@ -238,7 +239,7 @@ class Server:
     def _patience(self, trouble: str) -> str:
         """Say what is waited for, as somebody may wait for the wrong thing."""
         told = f"its log is {self._launch.log}" if self._launch is not None else trouble
-        waited = f"{self.name} does not answer yet and is given {self._config.startup_s:g} s (policy.startup_s)"
+        waited = f"{self.name} does not answer yet and is given {self._config.startup_s:g} s (policy.servers.startup_s)"
         return f"{waited}: {told}"
 
     async def _wait_until_healthy(self) -> None:
@@ -250,7 +251,7 @@ class Server:
             if code is not None:
                 raise ConfigError(
                     f"{self.name} ended with exit code {code} before it answered. {self.last_words()}",
-                    "Read its log; policy.server_args adds words to its command line.",
+                    "Read its log; policy.servers.args adds words to its command line.",
                 )
             try:
                 await self.call("/weight_info")
@@ -269,7 +270,7 @@ class Server:
                 return
         raise ConfigError(
             f"{self.name} did not answer within {self._config.startup_s:g} s ({trouble}). {self.last_words()}".strip(),
-            "Check its address, or raise policy.startup_s.",
+            "Check its address, or raise policy.servers.startup_s.",
         )
 
 

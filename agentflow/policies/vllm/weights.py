@@ -133,7 +133,8 @@ class WeightBuffer:
             except RuntimeError as error:
                 raise ConfigError(
                     f"The GPU's memory cannot be shared with servers ({error}).",
-                    "Leave expandable_segments out of PYTORCH_CUDA_ALLOC_CONF, or set policy.weights_host=127.0.0.1.",
+                    "Leave expandable_segments out of PYTORCH_CUDA_ALLOC_CONF, or set "
+                    "policy.servers.weights_host=127.0.0.1.",
                 ) from error
         return self._gpu_memory
 
@@ -164,7 +165,7 @@ class _Sender:
             self._server = socketserver.ThreadingTCPServer((host, 0), Handler)
         except (OSError, socket.gaierror) as error:
             raise ConfigError(
-                f"policy.weights_host = {host!r}: nothing can listen there ({error}).",
+                f"policy.servers.weights_host = {host!r}: nothing can listen there ({error}).",
                 "Give an address of this host that the servers reach.",
             ) from error
         self._server.daemon_threads = True

@@ -11,7 +11,8 @@ import pytest
 from agentflow.cli import main
 from agentflow.environments.judging import JudgeOptions, make_judge
 from agentflow.errors import ConfigError
-from agentflow.policies.frozen import FrozenModels, RoleConfig
+from agentflow.policies.frozen import FrozenModels
+from agentflow.policies.openai import ChatConfig
 from agentflow.roles import NO_ROLES
 from agentflow.runs import StoredRun
 from agentflow.trajectory import Task
@@ -34,7 +35,7 @@ def words(threaded_model: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     return [
         *("train", "--env", f"{FILE}:JudgedWords", "--model", str(tiny), "--iterations", "3", "--out", str(tmp_path)),
         *("run.tasks_per_iteration=2", "run.group_size=2", "agent.max_turn_tokens=8", "evaluation.num_tasks=2"),
-        *("policy.backend=scripted", "algorithm.degenerate=keep", "learner.learning_rate=1e-3"),
+        *("roles.planner.speaks=expert", "algorithm.degenerate=keep", "learner.learning_rate=1e-3"),
         *(
             f"roles.judge.base_url={threaded_model.url}",
             "roles.judge.model=m",
@@ -121,7 +122,7 @@ def test_a_judge_that_is_away_fails_episodes_and_pays_nobody_zero(
 def test_evaluation_says_what_it_cost(words: list[str], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = words[words.index("--env") + 1]
     roles = [word for word in words if word.startswith("roles.")]
-    command = ["eval", str(tiny), "--env", env, "--tasks", "3", "policy.backend=scripted", *roles]
+    command = ["eval", str(tiny), "--env", env, "--tasks", "3", "roles.planner.speaks=expert", *roles]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["openai/judge/num_replies"] > 0 and found["openai/judge/cost"] > 0
@@ -136,7 +137,7 @@ def test_a_mistyped_role_is_an_error_before_anything_starts(
     assert main(words) == 2
     assert "There is no role 'jugde'. Did you mean 'judge'?" in capsys.readouterr().err
     assert main([*words, "roles.planner.model=m"]) == 2
-    assert "roles.planner is the policy that is trained" in capsys.readouterr().err
+    assert "roles.planner has no option 'model'" in capsys.readouterr().err
     assert list(tmp_path.glob("*--*")) == [] and threaded_model.bodies == []
 
 
@@ -155,7 +156,7 @@ def test_the_run_file_of_the_documents_is_one(
     assert main([*command, "env.judge.role=jugde"]) == 2
     assert "Did you mean 'judge'" in capsys.readouterr().err
     assert main([*command, "roles.judge.modle=m"]) == 2
-    assert "Did you mean 'roles.judge.model'" in capsys.readouterr().err
+    assert "roles.judge has no option 'modle'. Did you mean 'model'?" in capsys.readouterr().err
     monkeypatch.delenv("OPENAI_API_KEY")
     assert main(command) == 2
     assert "export OPENAI_API_KEY" in capsys.readouterr().err
@@ -168,7 +169,7 @@ def test_an_environment_without_roles_names_the_option() -> None:
 
 async def test_a_role_judges_in_the_place_of_a_model_of_its_own(model: Any, tmp_path: Path) -> None:
     model.reply = lambda messages: json.dumps({"reason": "half", "score": 0.5})
-    config = RoleConfig(model="m", base_url=model.url, key_variable="KEY")
+    config = ChatConfig(model="m", base_url=model.url, key_variable="KEY")
     frozen = FrozenModels({"grader": config}, environ={"KEY": model.key})
     options = JudgeOptions(role="grader", cache="off")
     assert await make_judge(options, roles=frozen.roles).score(Task("1", "Who?", answer=("Ada",)), "Bo") == 0.5

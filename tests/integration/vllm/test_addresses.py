@@ -1,4 +1,4 @@
-"""Servers that somebody else runs: `agentflow vllm` starts one, `policy.urls` names it."""
+"""Servers that somebody else runs: `agentflow vllm` starts one, `policy.servers.urls` names it."""
 
 import asyncio
 import socket

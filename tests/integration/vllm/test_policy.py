@@ -133,7 +133,7 @@ async def test_a_server_killed_while_weights_are_sent_gets_them_after_its_restar
 
 async def test_two_servers_behave_as_one_and_either_may_go(tmp_path: Path) -> None:
     others = api_server_pids()
-    with serving(tmp_path, servers=2, restarts=0) as policy:
+    with serving(tmp_path, count=2, restarts=0) as policy:
         first, second = (pid for pid in api_server_pids() if pid not in others)
         completions = await sample_all(policy, 16)
         assert worst_difference(policy, completions) < CLOSE
@@ -150,6 +150,6 @@ async def test_two_servers_behave_as_one_and_either_may_go(tmp_path: Path) -> No
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match=r"server-0 ended with exit code .*--no-such-option"),
-        serving(tmp_path, server_args=["--no-such-option"]),
+        serving(tmp_path, args=["--no-such-option"]),
     ):
         pass
