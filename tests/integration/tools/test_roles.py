@@ -35,7 +35,7 @@ def words(threaded_model: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     return [
         *("train", "--env", f"{FILE}:JudgedWords", "--model", str(tiny), "--iterations", "3", "--out", str(tmp_path)),
         *("run.tasks_per_iteration=2", "run.group_size=2", "agent.max_turn_tokens=8", "evaluation.num_tasks=2"),
-        *("roles.planner.speaks=expert", "algorithm.degenerate=keep", "learner.learning_rate=1e-3"),
+        *("roles.planner.speaks=expert", "algorithm.keep=[]", "learner.learning_rate=1e-3"),
         *(
             f"roles.judge.base_url={threaded_model.url}",
             "roles.judge.model=m",
