@@ -37,7 +37,7 @@ part tests 180 "$python" -m pytest -q -p no:cacheprovider -rs tests/gpu
 part update 150 "$python" -m tests.benchmarks.gpu --save-model "$out/model"
 if [ -n "${AGENTFLOW_VLLM_PYTHON:-}" ] || "$python" -c 'import vllm' 2> /dev/null; then
     part rollout 150 "$python" -m agentflow bench rollout --policy vllm --model "$out/model" --episodes 256 --concurrency 256 \
-        --repeats 1 'policy.server_args=[--gpu-memory-utilization=0.4]'
+        --repeats 1 'policy.servers.args=[--gpu-memory-utilization=0.4]'
 else
     echo "rollout: left out, there is no vLLM (AGENTFLOW_VLLM_PYTHON)" | tee -a "$out/parts.txt"
 fi

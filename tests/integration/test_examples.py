@@ -16,7 +16,7 @@ from tests.benchmarks import gpu
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "qwen3_0.6b_websearch.yaml"
 VLLM: list[str] = (
-    [] if os.environ.get("AGENTFLOW_VLLM_PYTHON") else ["policy.backend=transformers", "policy.server_args=[]"]
+    [] if os.environ.get("AGENTFLOW_VLLM_PYTHON") else ["policy.backend=transformers", "policy.servers.args=[]"]
 )
 
 

@@ -118,13 +118,13 @@ def test_an_adapter_travels_by_tcp_and_the_next_run_brings_its_own(adapter_url: 
 
 
 def test_a_trainer_that_is_killed_resumes_on_a_server_that_stays(url: str, tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, f"policy.urls=[{url}]", *ASYNCHRONOUS)
+    kill_and_resume(tmp_path, f"policy.servers.urls=[{url}]", *ASYNCHRONOUS)
 
 
 def test_a_trainer_that_is_killed_resumes_with_its_adapter_on_a_server_that_stays(
     adapter_url: str, tmp_path: Path
 ) -> None:
-    kill_and_resume(tmp_path, f"policy.urls=[{adapter_url}]", f"model.lora_rank={RANK}")
+    kill_and_resume(tmp_path, f"policy.servers.urls=[{adapter_url}]", f"model.lora_rank={RANK}")
 
 
 def test_an_address_where_nobody_listens_is_named(tmp_path: Path) -> None:
