@@ -149,6 +149,7 @@ def train_sft(config: SftConfig, console: Console) -> Path:
     with Run.create(
         Path(config.run.out), config=config, env=f"sft-{env}", model=loaded.name, seed=config.run.seed
     ) as run:
+        console.started(run.path)
         num_done = 0
         for stage, environment, played in zip(config.stages, environments, dialogues, strict=True):
             renderer = Renderer(loaded.tokenizer, environment.tool_schemas)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from agentflow.cli.options import print_options
-from agentflow.cli.reporting import publish
+from agentflow.cli.reporting import PublishingConsole, publish, published_at_the_end
 from agentflow.cli.words import flag_overrides, hush_libraries, overrides, section
 from agentflow.config import describe, gather, merge, validate_options
 from agentflow.environment import load_environment
@@ -47,7 +47,8 @@ def sft(words: Sequence[str], files: Sequence[Path], *, flags: Mapping[str, Any]
                 "taught from nothing."
             )
         try:
-            path = train_sft(config, console)
+            with published_at_the_end():
+                path = train_sft(config, PublishingConsole(console, sum(each.updates for each in config.stages)))
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None  # without the run's note: imitation starts over
     publish(StoredRun(path))
