@@ -4,8 +4,9 @@ Axes: S sampled tokens in canonical order (trajectory, turn, token), R turns, N 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class Judged:
         cause: Why there is nothing to learn from the group; empty where there is.
         kept: Whether it is learned from.
         times: How often it stands for itself; its trajectories are weighted by it and never copied.
+        note: What its plan says of it, for statistics: JSON values.
     """
 
     group: Group
@@ -65,6 +67,7 @@ class Judged:
     cause: str = ""
     kept: bool = True
     times: int = 1
+    note: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,6 +121,13 @@ class Environment(gymnasium.Env[Observation, Message], ABC):
         answer = next(iter(task.answer), None) if isinstance(task.answer, list | tuple) else task.answer
         return str(answer) if isinstance(answer, str | int | float) else None
 
+    def hint(self, task: Task, level: int) -> str:
+        """Return what an attempt may be told beside the task, level 1 the least; empty where there is no such hint.
+
+        Methods that ask again with help read it (`algorithm.plan.kind=sage`); it may use the task's answer.
+        """
+        return ""
+
     def picture(self, trajectory: Trajectory) -> str | None:
         """Draw what happened in a trajectory of one of its tasks, as SVG for people; None where there is no picture."""
         return None

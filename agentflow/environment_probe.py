@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import gymnasium
 
 from agentflow.agents.react import react
+from agentflow.attempts import Ask
 from agentflow.concurrency import call, run_blocking
 from agentflow.environment import Environment, Expert, Observation, StepResult, require_expert
 from agentflow.errors import ConfigError, EpisodeFailure
 from agentflow.messages import Message, ToolCall, ToolSchema, to_chat
 from agentflow.play import AgentConfig, Play, Scene
 from agentflow.roles import PLANNER
-from agentflow.rollout import Ask
 from agentflow.speakers import ExpertSpeaker
 from agentflow.trajectory import Task
 

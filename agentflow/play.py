@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from agentflow.attempts import Ask
 from agentflow.boundary import Boundary
 from agentflow.concurrency import is_cancelled
 from agentflow.environment import Environment, Observation, StepResult
@@ -32,7 +33,6 @@ from agentflow.errors import EpisodeFailure
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
 from agentflow.roles import PLANNER, recorded_exchanges
-from agentflow.rollout import Ask
 from agentflow.speakers import WELL_FORMED, OutOfRoom, Speaker, SpeechConfig, Thread
 from agentflow.trajectory import Episode, Status, Task, Trajectory, Turn
 
@@ -126,6 +126,7 @@ class Play:
         self.observation: Observation = ()
         """What the environment said last."""
         self._seed = ask.seed
+        self._variant = ask.variant
         self._scene = scene
         self._presence = presence or _Presence(Gate(patience_s=0), ask.id)
         self._boundary = Boundary(scene.make_environment, max_call_s=scene.config.max_call_s, away=self._presence.away)
@@ -145,6 +146,11 @@ class Play:
     async def reset(self) -> Observation:
         """Make the environment, pose the task, and return what it says."""
         self.observation = await self._boundary.reset(self.task, self._seed)
+        material = self._variant.material
+        if self._variant.kind == "hint" and not material:
+            material = self._boundary.environment.hint(self.task, self._variant.level)
+        if material:
+            self.observation = (*self.observation, Message("user", material))
         return self.observation
 
     def thread(self, role: str = PLANNER, *, grows: bool = True, name: str = "") -> Thread:

@@ -9,14 +9,17 @@ leaves no trace in the result; one that fails again stays in its group as a fail
 import asyncio
 import hashlib
 import logging
+import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from pydantic import Field
 
+from agentflow.attempts import Ask, Attempts, Driver, independent
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config
 from agentflow.errors import BudgetFailure, RunAborted
@@ -42,21 +45,6 @@ class RolloutConfig(Config):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One attempt to be played.
-
-    Attributes:
-        id: The id of the episode's main trajectory.
-        task: What is posed.
-        seed: Fixes the environment's randomness, the same for all of a group; with the id, the sampler's.
-    """
-
-    id: str
-    task: Task
-    seed: int
-
-
 class Player(Protocol):
     """Whoever plays episodes: `play.EpisodePlayer`."""
 
@@ -80,6 +68,7 @@ class Collected:
         duration_s: Wall seconds.
         num_stale: Groups that were given up because the weights had moved on.
         spent: Why no episode can be played any more, where a frozen model has used up its tokens; empty otherwise.
+        notes: What the plans say of the groups, in their order; empty where none says anything.
     """
 
     groups: tuple[Group, ...]
@@ -88,11 +77,27 @@ class Collected:
     duration_s: float
     num_stale: int = 0
     spent: str = ""
+    notes: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def trajectories(self) -> tuple[Trajectory, ...]:
         """The main trajectory of every episode, group by group."""
         return tuple(trajectory for group in self.groups for trajectory in group.trajectories)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has been played so far."""
+
+    mains: list[Trajectory] = field(default_factory=list)
+    num_retried: int = 0
+    spent: str = ""
+
+    def add(self, episode: Episode, attempts: int) -> None:
+        """Count an episode, and the attempts that it took."""
+        self.mains.append(episode.main)
+        self.num_retried += attempts > 1
+        self.spent = self.spent or (episode.main.status.detail if is_spent(episode.main) else "")
 
 
 class Rollout:
@@ -140,69 +145,72 @@ class Rollout:
         Raises:
             RunAborted: More episodes failed than the configuration bears.
         """
-        started = time.monotonic()
-        asks = [
-            Ask(f"{label}/{i:03d}-{task.id}/{k}", task, derive_seed(seed, label, i))
-            for i, task in enumerate(tasks)
-            for k in range(group_size)
-        ]
-        gate = Gate(self._config.patience_s)
-        self._player.begin(gate)
-        queue = deque(enumerate(asks))
-        played: list[Episode | None] = [None] * len(asks)
-        num_retried = 0
-        num_done = 0
-        spent = ""
+        plans = [(task, independent(group_size)) for task in tasks]
+        return await self.play_plans(plans, seed=seed, label=label, progress=progress)
 
-        async def work() -> None:
-            nonlocal num_retried, num_done, spent
-            # No await between one episode's end and the next one's start: the gate must not see a gap.
-            while queue:
-                index, ask = queue.popleft()
-                episode, attempts = (_unplayed(ask, spent), 1) if spent else await self._play(ask, gate)
-                spent = spent or (episode.main.status.detail if is_spent(episode.main) else "")
-                played[index] = episode
-                num_retried += attempts > 1
-                num_done += 1
-                if progress:
-                    progress(num_done, len(asks))
+    def run_plans(
+        self,
+        plans: Sequence[tuple[Task, Attempts]],
+        *,
+        seed: int,
+        label: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Collected:
+        """Play plans from synchronous code; see `play_plans`."""
+        return run_blocking(self.play_plans(plans, seed=seed, label=label, progress=progress))
 
-        await asyncio.gather(*(work() for _ in range(min(self._config.concurrency, len(asks)))))
-        episodes = [episode for episode in played if episode is not None]
-        assert len(episodes) == len(asks), "everything that is asked for is played"
-        if not spent:
-            self.check_failures([episode.main for episode in episodes])
-        groups = tuple(
-            Group(task, tuple(episodes[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
-        )
-        return Collected(groups, num_retried, gate.num_expired, time.monotonic() - started, spent=spent)
-
-    async def play_group(
-        self, task: Task, *, group_size: int, seed: int, label: str, slots: asyncio.Semaphore
-    ) -> tuple[Group, int]:
-        """Play one group on its own, for a policy that needs no gate.
+    async def play_plans(
+        self,
+        plans: Sequence[tuple[Task, Attempts]],
+        *,
+        seed: int,
+        label: str,
+        progress: Callable[[int, int], None] | None = None,
+        slots: asyncio.Semaphore | None = None,
+    ) -> Collected:
+        """Play a plan for each task, all of them together.
 
         Args:
-            task: What is posed.
-            group_size: Episodes of the group.
+            plans: What is posed, and how its attempts are made; one group each.
             seed: Fixes all randomness together with the label.
-            label: Starts every trajectory's id.
-            slots: Hold the number of episodes that run at once, over all groups.
+            label: Names this rollout within the run; it starts every trajectory's id.
+            progress: Called with the number of episodes done and asked for so far, after each one.
+            slots: Hold the number of episodes that run at once over several rollouts, in place of `concurrency`.
 
-        Returns:
-            The group, and the number of its episodes that failed at first.
+        Raises:
+            RunAborted: More episodes failed than the configuration bears; not where the caller holds `slots`.
         """
+        started = time.monotonic()
         gate = Gate(self._config.patience_s)
+        if slots is None:
+            self._player.begin(gate)
+        tally = _Tally()
 
-        async def play(ask: Ask) -> tuple[Episode, int]:
-            async with slots:
-                return await self._play(ask, gate)
+        async def play(ask: Ask) -> Episode:
+            async with slots or nullcontext():
+                episode, attempts = (_unplayed(ask, tally.spent), 1) if tally.spent else await self._play(ask, gate)
+            gate.away(ask.id)
+            tally.add(episode, attempts)
+            if progress:
+                progress(len(tally.mains), driver.num_asked)
+            return episode
 
-        environment_seed = derive_seed(seed, label, 0)
-        asks = [Ask(f"{label}-{task.id}/{k}", task, environment_seed) for k in range(group_size)]
-        played = await asyncio.gather(*map(play, asks))
-        group = Group(task, tuple(episode for episode, _ in played))
-        return group, sum(attempts > 1 for _, attempts in played)
+        driver = Driver(play, gate, concurrency=sys.maxsize if slots else self._config.concurrency)
+        named = [
+            (f"{label}/{i:03d}-{task.id}", task, derive_seed(seed, label, i), plan)
+            for i, (task, plan) in enumerate(plans)
+        ]
+        groups, outcomes = await driver.run(named)
+        if not tally.spent and slots is None:
+            self.check_failures(tally.mains)
+        return Collected(
+            groups,
+            tally.num_retried,
+            gate.num_expired,
+            time.monotonic() - started,
+            spent=tally.spent,
+            notes=tuple(outcome.note for outcome in outcomes),
+        )
 
     async def _play(self, ask: Ask, gate: Gate) -> tuple[Episode, int]:
         """Play an attempt with its retries; the episode and the number of times that it was played."""

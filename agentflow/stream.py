@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agentflow.attempts import Attempts
 from agentflow.concurrency import BackgroundLoop, is_cancelled
 from agentflow.rollout import Collected, Rollout, is_spent
-from agentflow.trajectory import Group, Task
+from agentflow.trajectory import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,7 @@ class _Done:
 
     number: int
     version: int
-    group: Group
-    num_retried: int
+    collected: Collected
 
 
 class GroupStream:
@@ -52,17 +52,23 @@ class GroupStream:
     Args:
         rollout: Plays the episodes.
         task: The task of the group with a number.
-        group_size: Trajectories of a group.
+        plan: Makes the attempts at a task.
         seed: Fixes the randomness of each group together with its number.
         limits: How far it may run ahead.
     """
 
     def __init__(
-        self, rollout: Rollout, task: Callable[[int], Task], *, group_size: int, seed: int, limits: StreamLimits
+        self,
+        rollout: Rollout,
+        task: Callable[[int], Task],
+        plan: Callable[[Task], Attempts],
+        *,
+        seed: int,
+        limits: StreamLimits,
     ) -> None:
         self._rollout = rollout
         self._task = task
-        self._group_size = group_size
+        self._plan = plan
         self._seed = seed
         self._limits = limits
         self._next = 0
@@ -111,14 +117,15 @@ class GroupStream:
             taken, self._done = self._done[:count], self._done[count:]
             num_stale, self._num_stale = self._num_stale, 0
         self._loop.call(self._begin)
-        groups = tuple(done.group for done in taken)
+        groups = tuple(group for done in taken for group in done.collected.groups)
         trajectories = (trajectory for group in groups for trajectory in group.trajectories)
         return Collected(
             groups=groups,
-            num_retried=sum(done.num_retried for done in taken),
+            num_retried=sum(done.collected.num_retried for done in taken),
             num_unpunctual=0,
             duration_s=time.monotonic() - started,
             num_stale=num_stale,
+            notes=tuple(note for done in taken for note in done.collected.notes),
             spent=next((t.status.detail for t in trajectories if is_spent(t)), ""),
         )
 
@@ -152,12 +159,9 @@ class GroupStream:
 
     async def _collect(self, number: int, version: int) -> None:
         try:
-            group, num_retried = await self._rollout.play_group(
-                self._task(number),
-                group_size=self._group_size,
-                seed=self._seed,
-                label=f"{number:06d}",
-                slots=self._slots,
+            task = self._task(number)
+            collected = await self._rollout.play_plans(
+                [(task, self._plan(task))], seed=self._seed, label=f"{number:06d}", slots=self._slots
             )
         except BaseException as error:
             if is_cancelled():
@@ -168,7 +172,7 @@ class GroupStream:
             return
         with self._changed:
             self._under_way.pop(number, None)
-            self._done.append(_Done(number, version, group, num_retried))
+            self._done.append(_Done(number, version, collected))
             self._changed.notify_all()
 
     def _drop_stale(self, version: int) -> None:

@@ -24,6 +24,7 @@ from agentflow.trainers.slots.base import (
     KeepSlot,
     LossSlot,
     Now,
+    PlanSlot,
     RewardSlot,
     SamplerSlot,
     Schedule,
@@ -35,6 +36,7 @@ from agentflow.trainers.slots.base import (
 )
 from agentflow.trainers.slots.keeps import HasSignal
 from agentflow.trainers.slots.losses.surrogates import Clipped
+from agentflow.trainers.slots.plans import Independent
 from agentflow.trainers.slots.samplers import Epoch
 from agentflow.trainers.slots.weights import Nested
 
@@ -45,6 +47,7 @@ class Algorithm(Config):
     """A method of reinforcement learning; the defaults are Flow-GRPO's."""
 
     sampler: SamplerSlot = Field(Epoch(), description="Which tasks an iteration attempts, in rounds.")
+    plan: PlanSlot = Field(Independent(), description="How the attempts at a task are made.")
     rewards: tuple[RewardSlot, ...] = Field(
         (), description="What groups earn beside what the run's `rewards` pay, or in its place."
     )

@@ -1,24 +1,29 @@
 """From groups that were played to groups that are judged: named terms, and which groups are kept. Pure functions."""
 
 from collections.abc import Sequence
+from itertools import repeat
 
 from agentflow.batch import Earned, Judged
 from agentflow.rewards import ShapedTrajectory, Shaper
+from agentflow.rollout import Collected
 from agentflow.trainers.algorithm import Algorithm
 from agentflow.trainers.slots.base import Now
 from agentflow.trajectory import Group, Trajectory
 
 
-def judge(groups: Sequence[Group], shaper: Shaper, algorithm: Algorithm, *, now: Now) -> tuple[Judged, ...]:
+def judge(collected: Collected, shaper: Shaper, algorithm: Algorithm, *, now: Now) -> tuple[Judged, ...]:
     """Say what groups earned by the run's rewards and the algorithm's, and which of them teach something.
 
     Args:
-        groups: The groups of one round.
+        collected: The groups of one round, and what their plans say of them.
         shaper: The run's rewards, at their place in the schedule.
         algorithm: Its `rewards` and `keep`.
         now: Where the run stands.
     """
-    judged: Sequence[Judged] = [Judged(group, earnings(group, shaper, now.progress)) for group in groups]
+    judged: Sequence[Judged] = [
+        Judged(group, earnings(group, shaper, now.progress), note=note)
+        for group, note in zip(collected.groups, collected.notes or repeat({}), strict=False)
+    ]
     for reward in algorithm.rewards:
         judged = judged if reward.after_keep else reward(judged, now)
     for keep in algorithm.keep:

@@ -48,8 +48,8 @@ def collect(session: Session, algorithm: Algorithm, state: RunState, *, now: Now
         draws = session.draws(algorithm.sampler, state, found=found, number=number, now=now)
         if not draws or found.spent:
             return found
-        collected = session.play(draws, label=f"{now.iteration:06d}.{number}")
-        judged = judge(collected.groups, session.shaper(state), algorithm, now=now)
+        collected = session.play(draws, algorithm.plan, state, number=number, now=now)
+        judged = judge(collected, session.shaper(state), algorithm, now=now)
         found = found.plus(judged, collected)
     raise AssertionError("a sampler ends by drawing nothing")
 

@@ -28,7 +28,7 @@ from agentflow.trainers.evaluate import evaluate, heldout_metrics
 from agentflow.trainers.parts import Assembly
 from agentflow.trainers.reporting import iteration_metrics
 from agentflow.trainers.settings import TrainConfig
-from agentflow.trainers.slots.base import Draw, Found, Now, Sampler, Seen
+from agentflow.trainers.slots.base import Draw, Found, Now, Plan, Sampler, Seen
 from agentflow.trainers.sources import Progress, group_source
 from agentflow.trainers.state import RunState
 
@@ -120,9 +120,10 @@ class Session:
         want, size = run.tasks_per_iteration, run.group_size
         return sampler.draw(self._pool, state.slots, want=want, size=size, number=number, found=found, now=now)
 
-    def play(self, draws: Sequence[Draw], *, label: str) -> Collected:
+    def play(self, draws: Sequence[Draw], plan: Plan, state: RunState, *, number: int, now: Now) -> Collected:
         """Attempt the tasks of a round."""
-        return self._source.play(draws, label=label, progress=self._progress("rollout"))
+        plans = [(draw.task, plan.attempts(draw, state.slots.get("plan", {}), now)) for draw in draws]
+        return self._source.play(plans, label=f"{now.iteration:06d}.{number}", progress=self._progress("rollout"))
 
     def store(self, found: Found, state: RunState) -> None:
         """Write the iteration's groups; end the run at the last whole iteration if nothing can be played any more.

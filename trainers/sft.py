@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 
 from agentflow.agents.react import react
+from agentflow.attempts import Ask
 from agentflow.batch import Batch
 from agentflow.concurrency import run_blocking
 from agentflow.config import Config, is_changed
@@ -27,7 +28,7 @@ from agentflow.models import LoadedModel, ModelConfig, ignored_losses, load_mode
 from agentflow.play import AgentConfig, EpisodePlayer, Scene
 from agentflow.renderer import Renderer
 from agentflow.roles import PLANNER
-from agentflow.rollout import Ask, derive_seed
+from agentflow.rollout import derive_seed
 from agentflow.runs import Run, StoredRun
 from agentflow.scoring.attention import use_agentflow_attention
 from agentflow.speakers import ExpertSpeaker

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from agentflow.attempts import Attempts
 from agentflow.rollout import Collected, Rollout
 from agentflow.stream import GroupStream, StreamLimits
 from agentflow.trainers.settings import TrainConfig
@@ -13,10 +14,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 class GroupSource(Protocol):
-    """What plays the tasks that a sampler has drawn."""
+    """What plays the plans of the tasks that a sampler has drawn."""
 
-    def play(self, draws: Sequence[Draw], *, label: str, progress: Progress) -> Collected:
-        """Return a group for each draw; the label names this round of an iteration.
+    def play(self, plans: Sequence[tuple[Task, Attempts]], *, label: str, progress: Progress) -> Collected:
+        """Return a group for each plan; the label names this round of an iteration.
 
         Raises:
             RunAborted: More episodes failed than the configuration bears.
@@ -59,10 +60,9 @@ class SynchronousSource:
         self._seed = config.run.seed
         self._rollout = rollout
 
-    def play(self, draws: Sequence[Draw], *, label: str, progress: Progress) -> Collected:
+    def play(self, plans: Sequence[tuple[Task, Attempts]], *, label: str, progress: Progress) -> Collected:
         """Roll groups out; see `GroupSource`."""
-        tasks, sizes = [draw.task for draw in draws], [draw.count for draw in draws]
-        return self._rollout.run(tasks, group_size=sizes[0], seed=self._seed, label=label, progress=progress)
+        return self._rollout.run_plans(plans, seed=self._seed, label=label, progress=progress)
 
     def open(self, state: State, version: int) -> None:
         """Do nothing: nothing happens between two rounds."""
@@ -82,7 +82,7 @@ class StreamSource:
     """Takes groups from a stream that goes on while the learner learns.
 
     Its groups are numbered in the order in which they are begun, and the sampler chooses the task of each number ahead
-    of the iteration that learns from it: of an iteration's draws only their number counts.
+    of the iteration that learns from it: of an iteration's own plans only their number counts.
 
     Args:
         config: The run.
@@ -105,7 +105,7 @@ class StreamSource:
         self._stream = GroupStream(
             rollout,
             task,
-            group_size=run.group_size,
+            lambda posed: config.algorithm.plan.attempts(Draw(posed, run.group_size), {}, Now(seed=run.seed)),
             seed=run.seed,
             limits=StreamLimits(
                 capacity=(run.max_staleness + 1) * run.tasks_per_iteration,
@@ -115,9 +115,9 @@ class StreamSource:
             ),
         )
 
-    def play(self, draws: Sequence[Draw], *, label: str, progress: Progress) -> Collected:
+    def play(self, plans: Sequence[tuple[Task, Attempts]], *, label: str, progress: Progress) -> Collected:
         """Take groups that are complete; see `GroupSource`. Their labels are their own."""
-        collected = self._stream.take(len(draws), progress=progress)
+        collected = self._stream.take(len(plans), progress=progress)
         if not collected.spent:
             self._rollout.check_failures(collected.trajectories)
         return collected

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agentflow.attempts import Ask
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
 from agentflow.policies.in_process import TransformersPolicy
 from agentflow.policy import Sampling
-from agentflow.rollout import Ask, Rollout, RolloutConfig, derive_seed
+from agentflow.rollout import Rollout, RolloutConfig, derive_seed
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.engines.base import LearnerConfig
 from agentflow.trajectory import Episode, Status, Task, Trajectory, Turn

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentflow.agents.react import react
+from agentflow.attempts import Ask
 from agentflow.environments import ToolEnvironment
 from agentflow.errors import BackendFailure
 from agentflow.gate import Gate
@@ -15,7 +16,6 @@ from agentflow.play import Agent, AgentConfig, EpisodePlayer, Play, PlayOver, Sc
 from agentflow.policy import Sampling, ScriptedPolicy
 from agentflow.renderer import Renderer
 from agentflow.roles import TextModel
-from agentflow.rollout import Ask
 from agentflow.speakers import Speaker, TextSpeaker, TokenSpeaker
 from agentflow.tools.tool import tool
 from agentflow.trainers.scratch import new_tokenizer

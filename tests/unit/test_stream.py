@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from agentflow.attempts import Ask, independent
 from agentflow.errors import RunAborted
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
-from agentflow.rollout import Ask, Rollout, RolloutConfig
+from agentflow.rollout import Rollout, RolloutConfig
 from agentflow.stream import GroupStream, StreamLimits
 from agentflow.trajectory import Completion, Episode, Status, Task, Trajectory, Turn
 
@@ -61,7 +62,7 @@ def streaming(
     stream = GroupStream(
         Rollout(player, RolloutConfig()),
         lambda number: Task(tasks.format(number), "prompt"),
-        group_size=2,
+        lambda task: independent(2),
         seed=0,
         limits=chosen,
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 from pydantic import AllowInfNan, Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 from torch import Tensor
 
+from agentflow.attempts import Attempts
 from agentflow.batch import Batch, Earned, Judged
 from agentflow.columns import Column, Columns
 from agentflow.config import Config, suggest
@@ -171,6 +172,20 @@ class Sampler(Slot):
         raise NotImplementedError
 
 
+class Plan(Slot):
+    """How a task's attempts are made."""
+
+    def attempts(self, draw: Draw, state: State, now: Now) -> Attempts:
+        """Return a generator that asks for attempts; see `agentflow.attempts`.
+
+        Args:
+            draw: The task, and how many attempts its group should have.
+            state: What the plan remembers.
+            now: Where the run stands.
+        """
+        raise NotImplementedError
+
+
 class Reward(Slot):
     """What groups earn beside what the run's `rewards` pay, or in its place.
 
@@ -313,6 +328,7 @@ def _family(what: str, base: type[SlotT], name: str, *modules: str) -> Family[Sl
 _LOSSES = tuple(f"losses.{name}" for name in ("surrogates", "regularisers", "regions", "discriminative", "entropies"))
 FAMILIES: Mapping[str, Family[Any]] = {
     "samplers": _family("sampler", Sampler, "samplers", "samplers"),
+    "plans": _family("plan", Plan, "plans", "plans"),
     "rewards": _family("reward", Reward, "rewards", "rewards"),
     "keeps": _family("keep", Keep, "keeps", "keeps"),
     "advantages": _family("advantage", Advantage, "advantages", "advantages", "unit_advantages"),
@@ -378,6 +394,7 @@ def number(*, ge: float | None = None, gt: float | None = None, le: float | None
 
 
 SamplerSlot: TypeAlias = Annotated[SerializeAsAny[Sampler], slot("samplers")]
+PlanSlot: TypeAlias = Annotated[SerializeAsAny[Plan], slot("plans")]
 RewardSlot: TypeAlias = Annotated[SerializeAsAny[Reward], slot("rewards")]
 KeepSlot: TypeAlias = Annotated[SerializeAsAny[Keep], slot("keeps")]
 AdvantageSlot: TypeAlias = Annotated[SerializeAsAny[Advantage], slot("advantages")]
