@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from agentflow.gate import Gate
 from agentflow.trajectory import Episode, Group, Task
 
 
@@ -106,13 +105,15 @@ class Driver:
 
     Args:
         play: Plays one attempt and notes its retries; never raises for broken infrastructure.
-        gate: Held by every attempt that is about to be played.
+        announce: Told the id of each attempt that is about to be played, before anything else can happen.
         concurrency: Most attempts that are under way at once.
     """
 
-    def __init__(self, play: Callable[[Ask], Awaitable[Episode]], gate: Gate, *, concurrency: int) -> None:
+    def __init__(
+        self, play: Callable[[Ask], Awaitable[Episode]], *, announce: Callable[[str], None], concurrency: int
+    ) -> None:
         self._play = play
-        self._gate = gate
+        self._announce = announce
         self._concurrency = concurrency
         self._queue: deque[tuple[_Phase, int, Ask]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
@@ -149,8 +150,8 @@ class Driver:
         """Begin as many attempts as there is room for."""
         while self._queue and len(self._under_way) < self._concurrency:
             phase, place, ask = self._queue.popleft()
-            # Before the task has run: the gate must not see a gap between an attempt's end and the next one's start.
-            self._gate.acting(ask.id)
+            # Before its task has run: whoever waits for the attempts must not see a gap between two of them.
+            self._announce(ask.id)
             attempt = asyncio.get_running_loop().create_task(self._attempt(phase, place, ask))
             self._under_way.add(attempt)
             attempt.add_done_callback(self._ended)

@@ -195,7 +195,8 @@ class Rollout:
                 progress(len(tally.mains), driver.num_asked)
             return episode
 
-        driver = Driver(play, gate, concurrency=sys.maxsize if slots else self._config.concurrency)
+        concurrency = sys.maxsize if slots else self._config.concurrency
+        driver = Driver(play, announce=gate.acting, concurrency=concurrency)
         named = [
             (f"{label}/{i:03d}-{task.id}", task, derive_seed(seed, label, i), plan)
             for i, (task, plan) in enumerate(plans)

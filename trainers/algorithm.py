@@ -23,12 +23,10 @@ from agentflow.trainers.slots.base import (
     AdvantageSlot,
     KeepSlot,
     LossSlot,
-    Now,
     PlanSlot,
     RewardSlot,
     SamplerSlot,
     Schedule,
-    Seen,
     Slot,
     StateTree,
     StatisticSlot,
@@ -37,6 +35,7 @@ from agentflow.trainers.slots.base import (
 from agentflow.trainers.slots.keeps import HasSignal
 from agentflow.trainers.slots.losses.surrogates import Clipped
 from agentflow.trainers.slots.plans import Independent
+from agentflow.trainers.slots.records import Now, Seen
 from agentflow.trainers.slots.samplers import Epoch
 from agentflow.trainers.slots.weights import Nested
 

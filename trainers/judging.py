@@ -7,7 +7,7 @@ from agentflow.batch import Earned, Judged
 from agentflow.rewards import ShapedTrajectory, Shaper
 from agentflow.rollout import Collected
 from agentflow.trainers.algorithm import Algorithm
-from agentflow.trainers.slots.base import Now
+from agentflow.trainers.slots.records import Now
 from agentflow.trajectory import Group, Trajectory
 
 

@@ -13,7 +13,7 @@ from agentflow.trainers.algorithm import Algorithm
 from agentflow.trainers.engines.base import Credit, Update
 from agentflow.trainers.judging import judge, pay_kept
 from agentflow.trainers.session import Session
-from agentflow.trainers.slots.base import Found, Now, Seen
+from agentflow.trainers.slots.records import Found, Now, Seen
 from agentflow.trainers.state import RunState
 
 

@@ -10,7 +10,7 @@ from agentflow.metrics import mean
 from agentflow.rewards import reward_metrics
 from agentflow.trainers.drift import Drift
 from agentflow.trainers.engines.base import Update
-from agentflow.trainers.slots.base import Seen
+from agentflow.trainers.slots.records import Seen
 from agentflow.trajectory import Group
 
 

@@ -28,7 +28,8 @@ from agentflow.trainers.evaluate import evaluate, heldout_metrics
 from agentflow.trainers.parts import Assembly
 from agentflow.trainers.reporting import iteration_metrics
 from agentflow.trainers.settings import TrainConfig
-from agentflow.trainers.slots.base import Draw, Found, Now, Plan, Sampler, Seen
+from agentflow.trainers.slots.base import Plan, Sampler
+from agentflow.trainers.slots.records import Draw, Found, Now, Seen
 from agentflow.trainers.sources import Progress, group_source
 from agentflow.trainers.state import RunState
 

@@ -7,7 +7,7 @@ from agentflow.attempts import Attempts
 from agentflow.rollout import Collected, Rollout
 from agentflow.stream import GroupStream, StreamLimits
 from agentflow.trainers.settings import TrainConfig
-from agentflow.trainers.slots.base import Draw, Found, Now, State
+from agentflow.trainers.slots.records import Draw, Found, Now, State
 from agentflow.trajectory import Task
 
 Progress: TypeAlias = Callable[[int, int], None]

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agentflow.errors import DataError
-from agentflow.trainers.slots.base import State, StateTree
+from agentflow.trainers.slots.base import StateTree
+from agentflow.trainers.slots.records import State
 
 FORMAT = 2
 

@@ -13,7 +13,8 @@ from agentflow.columns import CURRENT, ENTROPY, START
 from agentflow.runs import StoredRun
 from agentflow.trainers.algorithm import load_recipe
 from agentflow.trainers.scratch import ScratchConfig, new_model, new_tokenizer
-from agentflow.trainers.slots.base import Now, Tokens
+from agentflow.trainers.slots.base import Tokens
+from agentflow.trainers.slots.records import Now
 from tests.numerics.batches import batch_of, earned_of, judged_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"

@@ -23,7 +23,8 @@ from agentflow.trainers.loop import learn
 from agentflow.trainers.reporting import update_metrics
 from agentflow.trainers.session import Clock, Session
 from agentflow.trainers.sft import imitate
-from agentflow.trainers.slots.base import Advantage, Found, Now, StateTree
+from agentflow.trainers.slots.base import Advantage, StateTree
+from agentflow.trainers.slots.records import Found, Now
 from agentflow.trainers.state import RunState
 from agentflow.trajectory import Episode, Group, Task, Trajectory
 

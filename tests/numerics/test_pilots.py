@@ -16,7 +16,8 @@ from agentflow.errors import ConfigError
 from agentflow.maths.units import Floats
 from agentflow.messages import Message, Reply, ToolCall
 from agentflow.trainers.algorithm import Algorithm, load_recipe
-from agentflow.trainers.slots.base import Found, Now, Seen, StateTree, Tokens, Value
+from agentflow.trainers.slots.base import StateTree, Tokens, Value
+from agentflow.trainers.slots.records import Found, Now, Seen
 from agentflow.trainers.slots.rewards import Majority
 from agentflow.trainers.slots.statistic import counts_in, rows_in
 from agentflow.trajectory import Group, Task, Turn

@@ -17,7 +17,8 @@ from agentflow.maths.units import Floats
 from agentflow.rewards import load_shaping
 from agentflow.trainers.algorithm import Algorithm, check_fit, list_recipes, load_recipe
 from agentflow.trainers.judging import pay_kept
-from agentflow.trainers.slots.base import Now, Tokens
+from agentflow.trainers.slots.base import Tokens
+from agentflow.trainers.slots.records import Now
 from tests.numerics.batches import batch_of, earned_of, judged_of
 
 TOKENS = [(2, 4, 2), (4,), (2, 2), (4, 4)]

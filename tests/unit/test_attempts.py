@@ -63,7 +63,7 @@ def test_plans_that_ask_again_share_the_room_and_keep_their_order(seed: int) -> 
     world = World(seed)
 
     async def run() -> tuple[tuple[int, ...], list[Outcome], int]:
-        driver = Driver(world.play, world.gate, concurrency=3)
+        driver = Driver(world.play, announce=world.gate.acting, concurrency=3)
         plans = [(f"p{level}", Task(str(level), ""), 7, ladder(4)) for level in (2, 0, 3)]
         groups, outcomes = await driver.run([*plans, ("plain", Task("0", ""), 1, independent(5))])
         return tuple(len(group.episodes) for group in groups), outcomes, driver.num_asked
@@ -80,7 +80,7 @@ def test_plans_that_ask_again_share_the_room_and_keep_their_order(seed: int) -> 
 def test_a_plan_that_asks_for_nothing_has_an_empty_group() -> None:
     async def run() -> tuple[int, ...]:
         world = World(0)
-        driver = Driver(world.play, world.gate, concurrency=2)
+        driver = Driver(world.play, announce=world.gate.acting, concurrency=2)
         groups, _ = await driver.run([("none", Task("0", ""), 0, independent(0))])
         return tuple(len(group.episodes) for group in groups)
 
@@ -96,7 +96,7 @@ def test_what_breaks_one_attempt_ends_the_round_and_leaves_nothing_behind() -> N
         return await world.play(ask)
 
     async def run() -> int:
-        driver = Driver(broken, world.gate, concurrency=4)
+        driver = Driver(broken, announce=world.gate.acting, concurrency=4)
         with pytest.raises(RunAborted, match="broken"):
             await driver.run([("p", Task("0", ""), 0, independent(8))])
         return len(asyncio.all_tasks()) - 1

@@ -3,7 +3,7 @@
 from agentflow.messages import Message, Reply
 from agentflow.trainers.engines.base import Update
 from agentflow.trainers.reporting import group_metrics, rollout_metrics, update_metrics
-from agentflow.trainers.slots.base import Now
+from agentflow.trainers.slots.records import Now
 from agentflow.trainers.slots.rewards import Shuffled
 from agentflow.trajectory import Completion, Episode, Group, Status, Task, Trajectory, Turn
 from tests.numerics.batches import earned_of, judged_of

@@ -12,7 +12,8 @@ from agentflow.maths.choices import replacements
 from agentflow.maths.unit_advantages import group_values
 from agentflow.maths.units import Floats, Units
 from agentflow.rollout import derive_seed
-from agentflow.trainers.slots.base import Credits, Keep, Now, Number, number
+from agentflow.trainers.slots.base import Credits, Keep, Number, number
+from agentflow.trainers.slots.records import Now
 
 _EQUAL_RETURNS = 1e-9
 

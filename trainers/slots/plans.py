@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from agentflow.attempts import Attempts, independent
-from agentflow.trainers.slots.base import Draw, Now, Plan, State
+from agentflow.trainers.slots.base import Plan
+from agentflow.trainers.slots.records import Draw, Now, State
 
 
 class Independent(Plan):

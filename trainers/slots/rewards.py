@@ -14,7 +14,8 @@ from agentflow.batch import Earned, Judged
 from agentflow.maths.choices import majority
 from agentflow.rewards import overlong_penalty
 from agentflow.rollout import derive_seed
-from agentflow.trainers.slots.base import Now, Reward
+from agentflow.trainers.slots.base import Reward
+from agentflow.trainers.slots.records import Now
 
 
 class Overlong(Reward):

@@ -13,7 +13,8 @@ from agentflow.maths.choices import draw, thompson, uncertainty_weights
 from agentflow.maths.trackers import Counts
 from agentflow.maths.units import Units
 from agentflow.rollout import derive_seed
-from agentflow.trainers.slots.base import Draw, Found, Now, Number, Sampler, Seen, State, StateTree, number
+from agentflow.trainers.slots.base import Number, Sampler, StateTree, number
+from agentflow.trainers.slots.records import Draw, Found, Now, Seen, State
 from agentflow.trainers.slots.statistic import counts_in, rows_in
 from agentflow.trajectory import Task
 

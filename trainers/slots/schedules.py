@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from agentflow.trainers.slots.base import Now, Schedule, State
+from agentflow.trainers.slots.base import Schedule
+from agentflow.trainers.slots.records import Now, State
 
 
 class Ramp(Schedule):

@@ -8,7 +8,8 @@ from pydantic import Field
 from agentflow.batch import Judged
 from agentflow.maths.trackers import Counts, Table, forgetting, observed, read_counts
 from agentflow.maths.units import Floats
-from agentflow.trainers.slots.base import Seen, State, StateTree, Statistic
+from agentflow.trainers.slots.base import StateTree, Statistic
+from agentflow.trainers.slots.records import Seen, State
 
 
 class Tasks(Statistic):
