@@ -133,7 +133,7 @@ def train_sft(config: SftConfig, console: Console) -> Path:
 
     Raises:
         ConfigError: An environment has no expert.
-        DataError: A run to imitate holds no successful trajectory.
+        DataError: A run to imitate holds no successful trajectory, or an expert says nothing that is to be imitated.
     """
     torch.manual_seed(config.run.seed)  # a new adapter's first weights are drawn
     environments = [environment_factory(stage.env)() for stage in config.stages]
@@ -154,7 +154,7 @@ def train_sft(config: SftConfig, console: Console) -> Path:
         num_done = 0
         for stage, environment, played in zip(config.stages, environments, dialogues, strict=True):
             renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
-            trajectories = [taught for dialogue in played if (taught := render(dialogue, renderer)).turns]
+            trajectories = [render(dialogue, renderer) for dialogue in played]
             advice = recommended(loaded, trajectories, limits=config.agent, max_turns=environment.max_turns)
             advised = replace(loaded, recommended=advice)
             engine = LocalEngine(loaded.model, _learner_config(config, stage), num_updates=stage.updates)
@@ -271,7 +271,11 @@ def _play_stage(stage: StageConfig, environment: Environment, *, seed: int, limi
         played = run_blocking(play_all())
     finally:
         environment.close()
-    return [played[i % _PLAYERS][i // _PLAYERS] for i in range(len(tasks))]
+    dialogues = [played[i % _PLAYERS][i // _PLAYERS] for i in range(len(tasks))]
+    taught = [dialogue for dialogue in dialogues if any(reply.imitate for _, reply in dialogue.exchanges)]
+    if not taught:
+        raise DataError(f"The expert of {stage.env.name} says nothing that is to be imitated.", "Set imitate=True.")
+    return taught
 
 
 def _load(config: SftConfig, dialogues: Sequence[Sequence[Dialogue]]) -> LoadedModel:

@@ -41,7 +41,7 @@ def sft(words: Sequence[str], files: Sequence[Path], *, flags: Mapping[str, Any]
     config = sft_config(words, files, flags=flags, stage=stage)
     hush_libraries()
     with open_console(sum(each.updates for each in config.stages)) as console:
-        if config.scratch is not None and not files:
+        if config.scratch is not None and not files and not is_learned(Part(env=config.stages[0].env.name)):
             console.note(
                 f"No starter policy knows {config.stages[0].env.name}, and no model was chosen (--model): a new one is "
                 "taught from nothing."

@@ -65,7 +65,9 @@ def _slow_for_its_size(config: TrainConfig) -> str:
     """Say that a tiny model is about to be trained with the learning rate of a large one; empty where it is not."""
     folder = folder_of(config.model.path, Part(env=config.env.name))
     size_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
-    if not 0 < size_mb < _TINY_MB or recommended(folder) or is_changed(config.learner, "learning_rate"):
+    is_adapter = (folder / "adapter_config.json").is_file()  # of a model that need not be small
+    advised = recommended(folder) or is_changed(config.learner, "learning_rate")
+    if not 0 < size_mb < _TINY_MB or is_adapter or advised:
         return ""
     return (
         f"{folder} holds a tiny model ({size_mb:.1f} MB) and no {RECOMMENDED}: learner.learning_rate="

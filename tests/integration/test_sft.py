@@ -1,6 +1,7 @@
 """Imitation, from an expert and from a run's own successes."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,23 @@ def test_a_model_keeps_what_it_recommends_and_limits_that_were_given(tmp_path: P
     advice = training_defaults(str(run))
     assert advice["learner"] == {"learning_rate": 0.25}
     assert {"max_turn_tokens": 7, "max_turns": 3}.items() <= advice["agent"].items()
+
+
+class Silent(Words):
+    """Its expert shows only what is not to be imitated."""
+
+    def expert(self, task: Task, seed: int) -> "Silent":
+        return self
+
+    def act(self, observation: Sequence[Message]) -> Message:
+        return replace(ANSWER, imitate=False)
+
+
+def test_an_expert_of_whom_nothing_is_to_be_imitated_is_refused(tmp_path: Path) -> None:
+    stage = {"env": {"name": f"{__file__}:Silent"}, "updates": 1, "num_episodes": 2}
+    with pytest.raises(DataError, match="says nothing that is to be imitated"):
+        train_sft(config(tmp_path, stages=[stage]), QuietConsole())
+    assert not list(tmp_path.iterdir())
 
 
 class Errant(Words):
