@@ -351,21 +351,25 @@ class Shaper:
 def reward_metrics(shaped: Sequence[ShapedTrajectory]) -> Mapping[str, float | None]:
     """Average over trajectories: both returns, and each term's sum over turns as reported and as paid.
 
+    What a trajectory does not report is missing, not 0: a term as reported is averaged over those that report it. As
+    paid, it is averaged over all, so that payments add up to the shaped return.
+
     Returns:
         `reward/raw`, `reward/shaped`, and for each term `reward/<term>` and `shaping/<term>`; for no trajectory, None
         for the two returns.
     """
     if not shaped:
         return {"reward/raw": None, "reward/shaped": None}
-    totals = {
-        "reward/raw": sum(trajectory.raw_return for trajectory in shaped),
-        "reward/shaped": sum(trajectory.shaped_return for trajectory in shaped),
+    means = {
+        "reward/raw": sum(trajectory.raw_return for trajectory in shaped) / len(shaped),
+        "reward/shaped": sum(trajectory.shaped_return for trajectory in shaped) / len(shaped),
     }
-    entries = [item for trajectory in shaped for turn in trajectory.ledger for item in turn.items()]
-    for name, entry in entries:
-        totals[f"reward/{name}"] = totals.get(f"reward/{name}", 0.0) + entry.raw
-        totals[f"shaping/{name}"] = totals.get(f"shaping/{name}", 0.0) + entry.contribution
-    return {name: total / len(shaped) for name, total in totals.items()}
+    for name in dict.fromkeys(name for trajectory in shaped for turn in trajectory.ledger for name in turn):
+        entries = [[turn[name] for turn in trajectory.ledger if name in turn] for trajectory in shaped]
+        reporting = sum(map(bool, entries))
+        means[f"reward/{name}"] = sum(entry.raw for turns in entries for entry in turns) / reporting
+        means[f"shaping/{name}"] = sum(entry.contribution for turns in entries for entry in turns) / len(shaped)
+    return means
 
 
 def overlong_penalty(num_tokens: int, *, max_tokens: int, buffer_tokens: int) -> float:

@@ -219,7 +219,7 @@ def test_metrics_average_over_trajectories() -> None:
         "reward/shaped": 1.25,
         "reward/outcome": 0.5,
         "shaping/outcome": 0.5,
-        "reward/hint": 1.5,
+        "reward/hint": 3.0,  # over the one that reports it
         "shaping/hint": 0.75,
     }
     assert reward_metrics([]) == {"reward/raw": None, "reward/shaped": None}
