@@ -52,15 +52,16 @@ class Zygote:
 
     Args:
         control: The socket to the host.
+        steps: The system-call filter of its executions.
     """
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, steps: bytes) -> None:
         self._control = control
         self._children: dict[int, Child] = {}
         self._by_handle: dict[int, Child] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
-        self._filter = namespaces.Filter(bpf_filter())
+        self._filter = namespaces.Filter(steps)
         self._network = Network()
         with open("/proc/self/status") as file:
             status = dict(line.split(":", 1) for line in file)
@@ -330,12 +331,13 @@ def main(control: socket.socket, *, user: int | None, packages: Sequence[str], p
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session takes some
+        steps = bpf_filter()  # its list is a file of the host's
         system.enter(user, packages)
         for name in preload:
             importlib.import_module(name)
             _ensure_alone(name)
         namespaces.take_large_pages()
-        zygote = Zygote(control)
+        zygote = Zygote(control, steps)
     except Exception as error:  # noqa: BLE001  whatever it is, the host must hear of it
         control.send(json.dumps({"event": "failed", "detail": f"{type(error).__name__}: {error}"}).encode())
         return

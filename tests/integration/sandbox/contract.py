@@ -203,7 +203,8 @@ def test_denied_system_calls_fail_without_reaching_the_kernels_code(sandbox: San
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
         f"print(libc.syscall({number}, ctypes.c_ulong({argument}), 0, 0, 0, 0, 0), ctypes.get_errno())"
     )
-    assert run(sandbox, code).stdout.text == "-1 1\n"
+    # An engine before version 23 refuses arguments with EPERM.
+    assert run(sandbox, code).stdout.text in (["-1 38\n", "-1 1\n"] if what == "clone newuser" else ["-1 38\n"])
 
 
 @pytest.fixture

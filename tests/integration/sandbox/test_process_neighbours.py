@@ -75,7 +75,7 @@ for path, command, value in (("lease", fcntl.F_SETLEASE, fcntl.F_RDLCK), ("/usr"
     try:
         fcntl.fcntl(os.open(path, os.O_RDONLY), command, value)
         print("held", path)
-    except PermissionError:
+    except OSError:
         print("denied")
 """
 

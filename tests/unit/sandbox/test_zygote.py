@@ -48,7 +48,7 @@ def child(zygote: Zygote, number: int, *, breaks: bool) -> Child:
 def test_child_that_cannot_be_watched_is_ended_and_no_other() -> None:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, there:
-        zygote = Zygote(there)
+        zygote = Zygote(there, b"")
         broken, fine = child(zygote, 1, breaks=True), child(zygote, 2, breaks=False)
         zygote._judge_all()
         while broken.number in zygote._children:
