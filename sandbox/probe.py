@@ -33,7 +33,12 @@ BACKENDS: Mapping[str, Callable[..., Sandbox]] = {
 }
 """The backends by name, in the order in which `auto` tries them."""
 _LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=128, disk_mb=4, max_processes=8)
-_HINT = "User namespaces must be allowed (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)."
+_HINT = (
+    "Allow user namespaces (sysctl user.max_user_namespaces=10000, on Ubuntu also sysctl "
+    "kernel.apparmor_restrict_unprivileged_userns=0, in a container --security-opt seccomp=unconfined --security-opt "
+    "systempaths=unconfined), or start Docker and make the image (agentflow sandbox image), or name a server of "
+    "sandboxes on another machine (http://..., there: agentflow sandbox serve)."
+)
 _PROGRAM = """
 import json, os, socket, sys
 port, secret = json.loads(sys.stdin.read())
