@@ -15,19 +15,8 @@ from agentflow.batch import Batch, Judged, lay_out
 from agentflow.columns import CURRENT, ENTROPY, REFERENCE, SAMPLER, START, START_ENTROPY, Column, Columns
 from agentflow.config import read_yaml, to_yaml
 from agentflow.maths.units import Floats
-from agentflow.trainers.slots.base import (
-    FAMILIES,
-    Advantage,
-    Found,
-    LossTerm,
-    Now,
-    Sampler,
-    Seen,
-    Slot,
-    StateTree,
-    Statistic,
-    Tokens,
-)
+from agentflow.trainers.slots.base import FAMILIES, Advantage, LossTerm, Sampler, Slot, StateTree, Statistic, Tokens
+from agentflow.trainers.slots.records import Found, Now, Seen
 from agentflow.trainers.slots.statistic import Tasks
 from agentflow.trajectory import Group, Task
 from tests.numerics.batches import earned_of, judged_of
