@@ -87,6 +87,12 @@ class Family(Generic[ClassT]):
         return inspect.isclass(value) and issubclass(value, self.base) and value is not self.base
 
 
+def absolute(spec: str) -> str:
+    """Give a class in a file its whole path, so that a run can be continued from another folder."""
+    location, _, found = spec.rpartition(":")
+    return f"{Path(location).absolute()}:{found}" if location.endswith(".py") else spec
+
+
 def find_object(spec: str, fits: Callable[[Any], bool]) -> Any:
     """Return what `package.module:name` or `path/to/file.py:name` stands for.
 

@@ -1,6 +1,5 @@
 """The configuration of a training run: each component's own options, nested."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -10,6 +9,7 @@ from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
 from agentflow.play import AgentConfig
+from agentflow.plugins import absolute
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
 from agentflow.rollout import RolloutConfig
@@ -45,8 +45,7 @@ class EnvironmentConfig(Config):
     @classmethod
     def _from_anywhere(cls, name: str) -> str:
         """Keep the whole path of a file, so that a run can be continued from another folder."""
-        location, _, found = name.rpartition(":")
-        return f"{Path(location).absolute()}:{found}" if location.endswith(".py") else name
+        return absolute(name)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ What it must remember of the run it keeps in the state tree: `initial` makes its
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import AllowInfNan, Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
@@ -20,7 +19,7 @@ from agentflow.columns import Column, Columns
 from agentflow.config import Config, suggest
 from agentflow.maths.advantages import broadcast_return
 from agentflow.maths.units import Floats
-from agentflow.plugins import Family
+from agentflow.plugins import Family, absolute
 from agentflow.trainers.slots.records import Draw, Found, Now, Seen, State
 from agentflow.trajectory import Task
 
@@ -266,12 +265,6 @@ def slot(name: str) -> WrapValidator:
         return found.model_validate({**options, "kind": spec})
 
     return WrapValidator(check)
-
-
-def absolute(spec: str) -> str:
-    """Give a class in a file its whole path, so that a run can be continued from another folder."""
-    location, _, found = spec.rpartition(":")
-    return f"{Path(location).absolute()}:{found}" if location.endswith(".py") else spec
 
 
 _FINITE: TypeAdapter[float] = TypeAdapter(Annotated[float, AllowInfNan(False)])
