@@ -103,7 +103,7 @@ def test_advantages_are_finite_and_repeat(name: str, case: str) -> None:
     found = [advantage(batch, columns_of(batch), state()) for _ in range(2)]
     assert found[0].shape == (batch.turn_S.size,) and found[0].dtype == np.float64
     assert np.isfinite(found[0]).all()
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
     assert all(len(advantage.credits(member)) == len(member.terms) for member in batch.earned)
 
 
