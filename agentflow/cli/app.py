@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from agentflow.cli.algorithm_commands import algos
+
 _PASS_ON = {"ignore_unknown_options": True}
 
 Words = Annotated[
@@ -30,6 +32,7 @@ sandbox = typer.Typer(rich_markup_mode=None, help="Sandboxes: what works here, a
 bench = typer.Typer(rich_markup_mode=None, help="Measurements on this machine.")
 serve = typer.Typer(rich_markup_mode=None, help="Serve a tool over HTTP.")
 app.add_typer(envs, name="envs")
+app.add_typer(algos, name="algos")
 app.add_typer(tools, name="tools")
 app.add_typer(config, name="config")
 app.add_typer(sandbox, name="sandbox")

@@ -75,6 +75,7 @@ def test_a_run_learns_by_the_pages_classes(folder: Path) -> None:
     words = "run.tasks_per_iteration=2 run.group_size=2 evaluation.num_tasks=0 agent.max_turns=2 --iterations 1"
     chosen = ["--env", "my_shop.py:MyShop", "--model", "tiny", "--algo", "simple.yaml", "algorithm.loss.0.width=0.3"]
     kept = ["agent.max_turn_tokens=8", "algorithm.keep.has_signal.drop=false"]
+    assert main(["algos", "check", "simple.yaml"]) == 0
     assert main(["train", *chosen, *words.split(), *kept]) == 0
     (path,) = (folder / "runs").iterdir()
     stored = StoredRun(path).config["algorithm"]
