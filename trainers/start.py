@@ -1,18 +1,20 @@
 """Start a run, or continue one: from a configuration or a folder to a training loop that ends."""
 
+import json
 from pathlib import Path
 
 import torch
 
 from agentflow.config import validate_options
 from agentflow.environment import load_tasks
-from agentflow.runs import Run
+from agentflow.runs import Run, StoredRun
 from agentflow.trainers import loop
 from agentflow.trainers.agent_card import agent_card
 from agentflow.trainers.console import Console
 from agentflow.trainers.parts import Assembly, assemble
 from agentflow.trainers.session import Session
 from agentflow.trainers.settings import TrainConfig
+from agentflow.trainers.state import check_format
 
 
 def train(config: TrainConfig, console: Console) -> Path:
@@ -62,6 +64,7 @@ def resume(path: Path, console: Console) -> Path:
         DataError: The folder holds no run, or its checkpoint does not fit.
         ConfigError: Another process is writing it.
     """
+    _check_resumable(StoredRun(path))
     with Run.resume(path) as run:
         console.started(run.path)
         config = validate_options(TrainConfig, run.config, "config.yaml")
@@ -70,3 +73,10 @@ def resume(path: Path, console: Console) -> Path:
         with assembly.policy.serving(run.path):
             loop.train(Session(config, assembly, run=run, console=console))
         return run.path
+
+
+def _check_resumable(run: StoredRun) -> None:
+    """Refuse a run of another version before anything of it is rewound."""
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        check_format(json.loads((checkpoint.path / "state.json").read_text(encoding="utf-8")))

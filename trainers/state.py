@@ -40,9 +40,18 @@ class RunState:
         Raises:
             DataError: It was written by another version.
         """
-        if values.get("format") != FORMAT:
-            raise DataError(
-                f"The checkpoint's state has format {values.get('format', 1)}, and this version reads {FORMAT}.",
-                "Start a new run from its weights: --model RUN.",
-            )
+        check_format(values)
         return cls(**{name: value for name, value in values.items() if name != "format"})
+
+
+def check_format(values: Mapping[str, Any]) -> None:
+    """Refuse a state that another version wrote.
+
+    Raises:
+        DataError: It has another format.
+    """
+    if values.get("format") != FORMAT:
+        raise DataError(
+            f"The checkpoint's state has format {values.get('format', 1)}, and this version reads {FORMAT}.",
+            "Start a new run from its weights: --config RUN/config.yaml --model RUN.",
+        )

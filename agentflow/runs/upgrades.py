@@ -6,6 +6,8 @@ Only files go through here. What a person types is refused under its old name, w
 from collections.abc import Mapping
 from typing import Any
 
+from agentflow.runs.flat_algorithms import with_slots
+
 _SERVER_OPTIONS = {
     "servers": "count",
     "server_args": "args",
@@ -16,7 +18,16 @@ _SERVER_OPTIONS = {
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's configuration with every option under the name that it has today."""
-    return _roles_of_speakers(_servers_apart(dict(config)))
+    return _slots_of_options(_roles_of_speakers(_servers_apart(dict(config))))
+
+
+def _slots_of_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Fill the slots of an algorithm from its options, which lay flat in its section."""
+    flat = config.get("algorithm")
+    # Only a run wrote every option; a file with some of them leaves open of which recipe.
+    if not isinstance(flat, Mapping) or not {"credit", "aggregation", "clip_low"} <= set(flat):
+        return config
+    return {**config, "algorithm": with_slots(flat)}
 
 
 def _servers_apart(config: dict[str, Any]) -> dict[str, Any]:

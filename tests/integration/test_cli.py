@@ -1,6 +1,7 @@
 """The whole command line on an environment that `envs new` wrote and a tiny random model."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,22 @@ def test_a_run_is_the_model_of_the_next_which_bears_its_name(
     assert "--env was not given" in capsys.readouterr().err
     assert main(["eval", str(folder), "--env", "websearch"]) == 2
     assert f"The folder '{folder}' holds no model: it has no config.json. Give a folder" in capsys.readouterr().err
+
+
+def test_a_run_whose_state_has_another_format_is_refused_and_left_as_it_is(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    checkpoint = StoredRun(run).latest_checkpoint()
+    assert checkpoint is not None
+    state = checkpoint.path / "state.json"
+    state.write_text(state.read_text().replace('"format": 2', '"format": 1'))
+    later = {**StoredRun(run).metrics()[-1], "iteration": 3}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f"{json.dumps(later)}\n")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "state has format 1, and this version reads 2. Start a new run from its weights" in capsys.readouterr().err
+    assert StoredRun(run).metrics()[-1]["iteration"] == 3
 
 
 def test_a_finished_run_resumes_to_itself(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
