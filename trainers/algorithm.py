@@ -178,6 +178,19 @@ def read_recipe(name: str) -> dict[str, Any]:
     return read_yaml(RECIPES / f"{name}.yaml")
 
 
+def recipe_files(name: str | None) -> list[Path]:
+    """List the files of the user's own that a recipe is made of: itself, and those that it extends.
+
+    Raises:
+        ConfigError: One of them does not exist, or is no YAML.
+    """
+    found: list[Path] = []
+    while name is not None and name.endswith((".yaml", ".yml")) and Path(name) not in found:
+        found.append(Path(name))
+        name = read_recipe(name).get("extends")
+    return found
+
+
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Algorithm:
     """Read a recipe and change some of it.
 

@@ -1,6 +1,7 @@
 """Start a run, or continue one: from a configuration or a folder to a training loop that ends."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,14 +12,20 @@ from agentflow.runs import Run, StoredRun
 from agentflow.trainers import loop
 from agentflow.trainers.agent_card import agent_card
 from agentflow.trainers.console import Console
+from agentflow.trainers.kept_sources import changed_sources, keep_sources, source_files
 from agentflow.trainers.parts import Assembly, assemble
 from agentflow.trainers.session import Session
 from agentflow.trainers.settings import TrainConfig
 from agentflow.trainers.state import check_format
 
 
-def train(config: TrainConfig, console: Console) -> Path:
+def train(config: TrainConfig, console: Console, *, recipes: Sequence[Path] = ()) -> Path:
     """Start a run and train it to its end.
+
+    Args:
+        config: The run.
+        console: Where progress is shown.
+        recipes: The user's own recipes that the configuration was made of; their texts are kept with the run.
 
     Returns:
         The run's folder.
@@ -29,6 +36,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     name = assembly.loaded.name
     with Run.create(Path(config.run.out), config=config, env=config.env.name, model=name, seed=config.run.seed) as run:
         console.started(run.path)
+        keep_sources(run, [*source_files(config), *recipes])
         run.write_file("agent.yaml", agent_card(config, assembly))
         assembly.frozen.continue_from(run.path / "usage.jsonl")
         with assembly.policy.serving(run.path):
@@ -57,15 +65,24 @@ def assembled(config: TrainConfig) -> Assembly:
     return assembly
 
 
-def resume(path: Path, console: Console) -> Path:
+def resume(path: Path, console: Console, *, accept_changes: bool = False) -> Path:
     """Continue a run that stopped, from its folder alone, exactly as if it had not stopped.
+
+    Args:
+        path: The run's folder.
+        console: Where progress is shown.
+        accept_changes: Whether files of the user's own may have changed since; both texts are kept.
 
     Raises:
         DataError: The folder holds no run, or its checkpoint does not fit.
-        ConfigError: Another process is writing it.
+        ConfigError: Another process is writing it, or a file has changed.
     """
-    _check_resumable(StoredRun(path))
+    stored = StoredRun(path)
+    _check_resumable(stored)
+    changed = changed_sources(stored, console.note, accept=accept_changes)
     with Run.resume(path) as run:
+        checkpoint = run.latest_checkpoint()
+        keep_sources(run, changed, iteration=checkpoint.iteration if checkpoint else 0)
         console.started(run.path)
         config = validate_options(TrainConfig, run.config, "config.yaml")
         assembly = assembled(config)

@@ -68,6 +68,9 @@ def train(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Fixes tasks, sampling and updates.")] = None,
     iterations: Annotated[int | None, typer.Option(metavar="N", help="Rounds of collecting and updating.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run, exactly.")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="With --resume: go on with files of yours that have changed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
 ) -> None:
     """Train an agent by reinforcement learning; the last line says where the run is."""
@@ -83,7 +86,7 @@ def train(
         "run.iterations": iterations,
     }
     given = settings.Given(words=words or [], files=files or [], flags=flags, algorithm=algo)
-    training.train(given, resume=resume, dry_run=dry_run)
+    training.train(given, resume=resume, dry_run=dry_run, accept_changes=accept_changes)
 
 
 @app.command(context_settings=_PASS_ON)

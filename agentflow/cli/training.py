@@ -17,6 +17,7 @@ from agentflow.runs import StoredRun
 from agentflow.runs.storage import check_writable
 from agentflow.starter_policies import RECOMMENDED, STARTER, Part, is_learned, recommended, starter_for
 from agentflow.trainers import start
+from agentflow.trainers.algorithm import recipe_files
 from agentflow.trainers.settings import TrainConfig
 from agentflow.view.console import open_console
 
@@ -24,7 +25,7 @@ _TINY_MB = 100
 """Weights of fewer megabytes than this need the learning rate of a starter policy."""
 
 
-def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
+def train(given: Given, *, resume: Path | None, dry_run: bool, accept_changes: bool = False) -> None:
     """Train, write curves and report, and print `run: PATH` last.
 
     Raises:
@@ -33,8 +34,10 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
     """
     hush_libraries()
     if resume is not None:
-        _resume(resume, alone=not (given.anything or dry_run))
+        _resume(resume, alone=not (given.anything or dry_run), accept_changes=accept_changes)
         return
+    if accept_changes:
+        raise ConfigError("--accept-changes does nothing without --resume.", "Leave it out.")
     config = train_config(given)
     if dry_run:
         _describe_run(config)
@@ -44,7 +47,8 @@ def train(given: Given, *, resume: Path | None, dry_run: bool) -> None:
             if note:
                 console.note(note)
         with published_at_the_end():
-            path = start.train(config, PublishingConsole(console, config.run.iterations))
+            shown = PublishingConsole(console, config.run.iterations)
+            path = start.train(config, shown, recipes=recipe_files(given.algorithm))
     _finish(path)
 
 
@@ -96,7 +100,7 @@ def show_options(given: Given) -> None:
     print_options(rows, sections, config.model_dump(mode="json"))
 
 
-def _resume(path: Path, *, alone: bool) -> None:
+def _resume(path: Path, *, alone: bool, accept_changes: bool) -> None:
     if not alone:
         raise ConfigError(
             "--resume takes only the run's folder: it continues exactly as it was configured.",
@@ -104,7 +108,7 @@ def _resume(path: Path, *, alone: bool) -> None:
         )
     iterations = StoredRun(path).config.get("run", {}).get("iterations")
     with open_console(iterations) as console, published_at_the_end():
-        start.resume(path, PublishingConsole(console, iterations))
+        start.resume(path, PublishingConsole(console, iterations), accept_changes=accept_changes)
     _finish(path)
 
 
