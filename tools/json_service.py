@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 from pydantic import Field, SecretStr
 
-from agentflow import __version__
 from agentflow.config import Config
 from agentflow.errors import BackendFailure, ToolError
 from agentflow.remote import PerLoop, Retries, TransientError, detail_of, is_transient, retry_after_s, with_retries
+from agentflow.version import __version__
 
 USER_AGENT = f"agentflow-rl/{__version__} (+https://pypi.org/project/agentflow-rl/)"
 # Some engines report an empty account or a bad key as a bad request (Serper 400, Brave 422).

@@ -184,7 +184,7 @@ def doctor() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    from agentflow import __version__
+    from agentflow.version import __version__
 
     typer.echo(__version__)
 

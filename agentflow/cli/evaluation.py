@@ -1,7 +1,7 @@
 """`agentflow eval`."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,7 +92,21 @@ def evaluation_config(target: str, *, env: str | None, words: Sequence[str]) -> 
         DataError: The run has no checkpoint yet.
     """
     typed = overrides(words, known=_OPTIONS)
-    chosen = merge(gather(overrides=typed), flag_overrides({"env.name": env}, typed))
+    return configured(target, merge(gather(overrides=typed), flag_overrides({"env.name": env}, typed)), env=env)
+
+
+def configured(target: str, chosen: Mapping[str, Any], *, env: str | None) -> TrainConfig:
+    """Build the configuration of an evaluation from sections.
+
+    Args:
+        target: A run's folder, a model folder, a hub id or `starter`.
+        chosen: Options that differ from the run's configuration, section by section.
+        env: The environment, where it is another one than the run's.
+
+    Raises:
+        ConfigError: An option is unknown or wrong, or no environment was chosen.
+        DataError: The run has no checkpoint yet.
+    """
     stored = _stored_values(target)
     if env is not None:
         stored["env"] = {}  # the options of the run's own environment say nothing about another

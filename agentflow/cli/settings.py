@@ -50,7 +50,23 @@ def train_config(given: Given) -> TrainConfig:
     """
     typed = overrides(given.words, known=_OPTIONS)
     chosen = merge(gather(overrides=typed), flag_overrides(given.flags, typed))
-    stored = upgraded(gather(given.files))
+    return training_config(chosen, stored=upgraded(gather(given.files)), algorithm=given.algorithm)
+
+
+def training_config(
+    chosen: Mapping[str, Any], *, stored: Mapping[str, Any] | None = None, algorithm: str | None = None
+) -> TrainConfig:
+    """Build and validate the configuration of a run from its sections.
+
+    Args:
+        chosen: What somebody asked for, section by section.
+        stored: What files say, which gives way to it.
+        algorithm: The recipe; None for the default one.
+
+    Raises:
+        ConfigError: An option is unknown, inert or wrong.
+    """
+    stored = stored or {}
     model = merge(section(stored, "model"), section(chosen, "model")).get("path", STARTER)
     env = merge(section(stored, "env"), section(chosen, "env")).get("name")
     stored = merge(training_defaults(str(model), env=str(env)), stored)
@@ -58,7 +74,7 @@ def train_config(given: Given) -> TrainConfig:
         raise ConfigError("No environment was chosen.", "Say --env websearch, or --env path/to/file.py:Class.")
     values = {
         **merge(stored, chosen),
-        "algorithm": _algorithm(given.algorithm, section(stored, "algorithm"), section(chosen, "algorithm")),
+        "algorithm": _algorithm(algorithm, section(stored, "algorithm"), section(chosen, "algorithm")),
         "rewards": merge_rewards(section(stored, "rewards"), section(chosen, "rewards")),
     }
     config = validate_options(TrainConfig, values, "The configuration")

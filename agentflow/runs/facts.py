@@ -5,7 +5,7 @@ import os
 import platform
 from typing import Any
 
-from agentflow import __version__
+from agentflow.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "numpy", "pydantic", "peft", "vllm", "deepspeed")
 

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import agentflow
+from agentflow import version
 from agentflow.sandbox.base import ENVIRONMENT, Limits, Usage, max_files
 
 _PACKET_BYTES = 1 << 17
@@ -31,7 +31,7 @@ from agentflow.sandbox.process.zygote import main
 if is_foreign: sys.path.remove(asked["source"])
 main(control, user=asked["user"], packages=asked["packages"], preload=asked["preload"])
 """
-_SOURCE = str(Path(agentflow.__file__).parent.parent)
+_SOURCE = str(Path(version.__file__).parent.parent)
 Event = dict[str, Any]
 
 
