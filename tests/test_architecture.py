@@ -250,6 +250,12 @@ def test_declared_dependencies_are_pinned() -> None:
     expect_none(declared - {normalise(pin) for pin in pins}, "declared, but not in constraints.txt")
 
 
+def test_the_picture_of_the_layers_is_what_the_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [layer.replace("(serve) | ", "") for layer in contracts[0]["layers"] if layer != "__main__"]
+    assert "\n".join(layers) in (ROOT / "docs" / "architecture.md").read_text()
+
+
 def imports_of(path: Path) -> set[str]:
     """Return the modules that a file imports, by their full names."""
     found: set[str] = set()
