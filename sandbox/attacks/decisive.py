@@ -227,7 +227,7 @@ DECISIVE = (
         code="for path in ('/etc/shadow', '/etc/machine-id', '/var/lib/dbus/machine-id', '/root/.ssh', '/etc/passwd'):"
         "\n"
         "  with trying(): os.open(path, os.O_RDONLY)\nshow()",
-        judge=judges.opens(r"^/(etc|root|var)/"),
+        judge=judges.opens_hosts(r"^/(etc|root|var)/"),
     ),
     Attack(
         name="processes/a daemon",

@@ -1,8 +1,9 @@
 """What judges look for; each says how an attack escaped, and nothing if it is contained."""
 
+import os
 import re
 
-from agentflow.sandbox.attacks.base import Evidence, Judge, NotApplicable
+from agentflow.sandbox.attacks.base import Evidence, Judge, NotApplicable, OpenFile
 
 _SLACK_S = 3.0
 _FLOOD_BYTES = 32 << 20
@@ -34,6 +35,24 @@ def opens(pattern: str, *, writable: bool = False) -> Judge:
         return f"it holds {', '.join(sorted(set(held))[:4])}" if held else ""
 
     return look
+
+
+def opens_hosts(pattern: str) -> Judge:
+    """Look for an open file whose name matches and which is the host's own of that name: an image may have another."""
+
+    def look(evidence: Evidence) -> str:
+        held = [file.link for file in evidence.sighting().files if re.search(pattern, file.link) and _is_hosts(file)]
+        return f"it holds {', '.join(sorted(set(held))[:4])}" if held else ""
+
+    return look
+
+
+def _is_hosts(file: OpenFile) -> bool:
+    try:
+        own = os.stat(file.link)
+    except OSError:
+        return False
+    return file.number == (own.st_dev, own.st_ino)
 
 
 def has_socket(*families: int) -> Judge:
