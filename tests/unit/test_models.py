@@ -27,6 +27,7 @@ RUN = {
         ("starter", "websearch", "starter-websearch"),
         ("starter", "reading", "starter-websearch"),
         ("starter", "code", "starter-code"),
+        ("starter", "navigation", "starter-navigation"),
         ("starter", "my_shop.py:MyShop", "starter-websearch"),
         ("starter-websearch", "code", "starter-websearch"),
         ("runs/mine", "code", "runs/mine"),
