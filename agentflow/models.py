@@ -80,7 +80,7 @@ def checkpoint_of(path: str) -> str:
     return str(checkpoint.path.absolute())
 
 
-def training_defaults(path: str, *, env: str = "") -> dict[str, Any]:
+def training_defaults(path: str, *, env: str = "", agent: str = REACT) -> dict[str, Any]:
     """Read what a model folder recommends for its own training, from its `agentflow.yaml`.
 
     The file has the shape of a run's configuration and stands below every file and word of the user.
@@ -88,12 +88,13 @@ def training_defaults(path: str, *, env: str = "") -> dict[str, Any]:
     Args:
         path: A model folder, a run, a hub id, or a starter policy; only folders can recommend anything.
         env: The environment, by which `starter` is understood.
+        agent: The agent, likewise.
 
     Raises:
         ConfigError: The file is no YAML mapping.
         ModelError: The run has no checkpoint yet.
     """
-    return recommended(folder_of(checkpoint_of(path), Part(env=env)))
+    return recommended(folder_of(checkpoint_of(path), Part(env=env, agent=agent)))
 
 
 def folder_of(path: str, part: Part) -> Path:

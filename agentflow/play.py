@@ -29,7 +29,7 @@ from agentflow.attempts import Ask
 from agentflow.boundary import Boundary
 from agentflow.concurrency import is_cancelled
 from agentflow.environment import Environment, Observation, StepResult
-from agentflow.errors import EpisodeFailure
+from agentflow.errors import ConfigError, EpisodeFailure
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply
 from agentflow.roles import PLANNER, recorded_exchanges
@@ -148,7 +148,8 @@ class Play:
         self.observation = await self._boundary.reset(self.task, self._seed)
         material = self._variant.material
         if self._variant.kind == "hint" and not material:
-            material = self._boundary.environment.hint(self.task, self._variant.level)
+            hint = partial(self._boundary.environment.hint, self.task, self._variant.level)
+            material = await self._boundary.call("hint", hint)
         if material:
             self.observation = (*self.observation, Message("user", material))
         return self.observation
@@ -162,6 +163,8 @@ class Play:
             name: Tells conversations with one role apart; it must not depend on time or on who was first.
         """
         key = (role, name)
+        if role not in self._scene.speakers:
+            raise ConfigError(f"Nobody speaks for the role {role!r}.", f"Set roles.{role}.speaks.")
         if key not in self._threads:
             # The main thread goes by the episode's own name.
             suffix = f"#{role}{f'.{name}' if name else ''}" if self._threads else ""
@@ -252,7 +255,9 @@ class Play:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def delegate(self, task: Task, agent: "Agent", *, call: int = 0, scene: Scene | None = None) -> "Play":
+    async def delegate(
+        self, task: Task, agent: "AgentFunction", *, call: int = 0, scene: Scene | None = None
+    ) -> "Play":
         """Play a child to its end, with an environment of its own, and return it.
 
         Args:
@@ -274,7 +279,7 @@ class Play:
             self._boundary.seconds += child._boundary.seconds
         return child
 
-    async def perform(self, agent: "Agent") -> None:
+    async def perform(self, agent: "AgentFunction") -> None:
         """Let an agent play to the end; `over` then says how it ended.
 
         Raises:
@@ -338,8 +343,8 @@ class Play:
         return "seconds" if self._boundary.seconds > config.max_episode_s else ""
 
 
-Agent: TypeAlias = Callable[[Play], Awaitable[None]]
-"""Plays an episode to its end, by what its `Play` offers and nothing else."""
+AgentFunction: TypeAlias = Callable[[Play], Awaitable[None]]
+"""Plays an episode to its end, by what its `Play` offers and nothing else: `agents.base.Agent`, or a function."""
 
 
 class EpisodePlayer:
@@ -350,7 +355,7 @@ class EpisodePlayer:
         scene: The environment's maker, the speakers and the limits.
     """
 
-    def __init__(self, agent: Agent, scene: Scene) -> None:
+    def __init__(self, agent: AgentFunction, scene: Scene) -> None:
         self._agent = agent
         self._scene = scene
 

@@ -19,7 +19,7 @@ def agent_card(config: TrainConfig, assembly: Assembly) -> str:
     environment = assembly.make_environment()
     tokenizer = assembly.loaded.tokenizer
     card: dict[str, Any] = {
-        "agent": "react",
+        "agent": config.agent.kind,
         "environment": config.env.model_dump(mode="json"),
         "model": {"path": config.model.path, "weights": "the newest folder of checkpoints/"},
         "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),

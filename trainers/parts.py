@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from agentflow.agents.react import react
 from agentflow.casting import Casting, text_roles
 from agentflow.environment import Environment, load_environment, load_tasks, require_expert
 from agentflow.errors import ConfigError
@@ -72,7 +71,7 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
     frozen = FrozenModels(text_roles(config.roles))
     make_environment = environment_factory(config.env, roles=frozen.roles)
     environment = make_environment()
-    loaded = loaded or load_model(config.model, env=config.env.name)
+    loaded = loaded or load_model(config.model, env=config.env.name, agent=config.agent.kind)
     threads = use_threads(config.run.threads, loaded.model)
     renderer = Renderer(loaded.tokenizer, environment.tool_schemas)
     policy = sampling_policy(config, loaded, stop_ids=sorted(renderer.stop_ids))
@@ -91,9 +90,9 @@ def assemble(config: TrainConfig, *, loaded: LoadedModel | None = None) -> Assem
         texts=frozen,
         limits=config.agent,
         temperature=config.policy.temperature,
-        part=Part(env=config.env.name),
+        part=Part(env=config.env.name, agent=config.agent.kind),
     )
-    agent = EpisodePlayer(react, Scene(make_environment, casting.speakers(config.roles), config.agent))
+    agent = EpisodePlayer(config.agent, Scene(make_environment, casting.speakers(config.roles), config.agent))
     return Assembly(make_environment, loaded, renderer, policy, Rollout(agent, config.rollout), frozen, threads)
 
 

@@ -4,11 +4,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from agentflow.agents.base import AgentOptions, check_cast
+from agentflow.agents.react import ReAct
 from agentflow.casting import RoleConfig, check_roles, read_roles
 from agentflow.config import Config, is_changed
 from agentflow.errors import ConfigError
 from agentflow.models import ModelConfig
-from agentflow.play import AgentConfig
 from agentflow.plugins import absolute
 from agentflow.policies.vllm.servers import ServerConfig
 from agentflow.rewards import ShapingConfig
@@ -130,7 +131,7 @@ class TrainConfig(Config):
     roles: SerializeAsAny[dict[str, RoleConfig]] = Field(
         default_factory=dict, description="Who speaks for each role, by its name; the planner is trained."
     )
-    agent: AgentConfig = Field(default=AgentConfig(), description="The limits of an episode.")
+    agent: AgentOptions = Field(default=ReAct(), description="The agent, and the limits of an episode.")
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="How episodes are collected.")
     rewards: ShapingConfig = Field(default=ShapingConfig(), description="What turns are paid for.")
     algorithm: Algorithm = Field(default=Algorithm(), description="The method: eight keys, see docs/algorithms.md.")
@@ -152,6 +153,7 @@ class TrainConfig(Config):
         check_fit(self.algorithm, self.rewards, group_size=self.run.group_size)
         self._check_staleness()
         check_roles(self.roles)
+        check_cast(self.agent, self.roles)
         if is_changed(self.model, "lora_alpha") and not self.model.lora_rank:
             raise ConfigError("model.lora_alpha does nothing without adapters.", "Set model.lora_rank as well.")
         return self

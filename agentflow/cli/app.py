@@ -61,6 +61,7 @@ def train(
     words: Words = None,
     env: EnvName = None,
     algo: Annotated[str | None, typer.Option(metavar="NAME", help="A recipe, such as flow-grpo or dapo.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="KIND", help="react, or one's own: FILE.py:Class.")] = None,
     model: ModelName = None,
     policy: Annotated[str | None, typer.Option(metavar="KIND", help="transformers or vllm.")] = None,
     files: ConfigFiles = None,
@@ -79,6 +80,7 @@ def train(
 
     flags = {
         "env.name": env,
+        "agent.kind": agent,
         "model.path": model,
         "policy.backend": policy,
         "run.out": None if out is None else str(out),

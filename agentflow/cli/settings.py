@@ -12,11 +12,11 @@ from agentflow.errors import ConfigError
 from agentflow.models import training_defaults
 from agentflow.roles import PLANNER
 from agentflow.runs.upgrades import upgraded
-from agentflow.starter_policies import STARTER
+from agentflow.starter_policies import REACT, STARTER
 from agentflow.trainers.algorithm import Algorithm, algorithm_values
 from agentflow.trainers.settings import DEFAULT_ALGORITHM, TrainConfig
 
-_OPTIONS = "--env --algo --model --policy --config --out --seed --iterations --resume --dry-run".split()
+_OPTIONS = "--env --algo --agent --model --policy --config --out --seed --iterations --resume --dry-run".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ def training_config(
     stored = stored or {}
     model = merge(section(stored, "model"), section(chosen, "model")).get("path", STARTER)
     env = merge(section(stored, "env"), section(chosen, "env")).get("name")
-    stored = merge(training_defaults(str(model), env=str(env)), stored)
+    agent = merge(section(stored, "agent"), section(chosen, "agent")).get("kind", REACT)
+    stored = merge(training_defaults(str(model), env=str(env), agent=str(agent)), stored)
     if not env:
         raise ConfigError("No environment was chosen.", "Say --env websearch, or --env path/to/file.py:Class.")
     values = {

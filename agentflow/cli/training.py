@@ -54,7 +54,7 @@ def train(given: Given, *, resume: Path | None, dry_run: bool, accept_changes: b
 
 def _unlearned(config: TrainConfig) -> str:
     """Say that no starter policy knows the environment, and what to do instead; empty where one does."""
-    env, part = config.env.name, Part(env=config.env.name)
+    env, part = config.env.name, Part(env=config.env.name, agent=config.agent.kind)
     if config.model.path != STARTER or is_learned(part):
         return ""
     can_teach = load_environment(env).expert is not Environment.expert
@@ -67,7 +67,7 @@ def _unlearned(config: TrainConfig) -> str:
 
 def _slow_for_its_size(config: TrainConfig) -> str:
     """Say that a tiny model is about to be trained with the learning rate of a large one; empty where it is not."""
-    folder = folder_of(config.model.path, Part(env=config.env.name))
+    folder = folder_of(config.model.path, Part(env=config.env.name, agent=config.agent.kind))
     size_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     is_adapter = (folder / "adapter_config.json").is_file()  # of a model that need not be small
     advised = recommended(folder) or is_changed(config.learner, "learning_rate")

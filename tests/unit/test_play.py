@@ -12,7 +12,7 @@ from agentflow.environments import ToolEnvironment
 from agentflow.errors import BackendFailure
 from agentflow.gate import Gate
 from agentflow.messages import Message, Reply, ToolCall
-from agentflow.play import Agent, AgentConfig, EpisodePlayer, Play, PlayOver, Scene
+from agentflow.play import AgentConfig, AgentFunction, EpisodePlayer, Play, PlayOver, Scene
 from agentflow.policy import Sampling, ScriptedPolicy
 from agentflow.renderer import Renderer
 from agentflow.roles import TextModel
@@ -90,7 +90,7 @@ class WatchedGate(Gate):
 
 
 def played(
-    agent: Agent,
+    agent: AgentFunction,
     *,
     policy: Policy | None = None,
     gate: Gate | None = None,
