@@ -114,12 +114,6 @@ def find_object(spec: str, fits: Callable[[Any], bool]) -> Any:
     raise ConfigError(f"{location!r} has no {name!r}.", hint)
 
 
-def absolute(spec: str) -> str:
-    """Give a class in a file its whole path, so that a run can be continued from another folder."""
-    location, _, found = spec.rpartition(":")
-    return f"{Path(location).absolute()}:{found}" if location.endswith(".py") else spec
-
-
 def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
