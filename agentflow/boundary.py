@@ -57,8 +57,9 @@ class Boundary:
         Raises:
             EpisodeFailure: It raised, hung or broke the contract.
         """
-        self._environment = await self.call("make", self._make)
-        reset = partial(self._environment.areset, seed=seed, options={"task": task})
+        environment = await self.call("make", self._make)
+        self._environment = environment
+        reset = partial(environment.areset, seed=seed, options={"task": task})
         observation, _ = _checked_reset(await self.call("reset", reset))
         return observation
 

@@ -216,7 +216,7 @@ def load_function(spec: str, *, option: str) -> Callable[..., Any]:
     """
     if ":" not in spec:
         raise ConfigError(f"{option} = {spec!r} names no function.", "Write FILE.py:FUNCTION or module:FUNCTION.")
-    return find_object(spec, callable)  # type: ignore[no-any-return]
+    return find_object(spec, callable, what="function")  # type: ignore[no-any-return]
 
 
 _ENVIRONMENTS: Family[Environment] = Family(

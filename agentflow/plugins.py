@@ -93,12 +93,13 @@ def absolute(spec: str) -> str:
     return f"{Path(location).absolute()}:{found}" if location.endswith(".py") else spec
 
 
-def find_object(spec: str, fits: Callable[[Any], bool]) -> Any:
+def find_object(spec: str, fits: Callable[[Any], bool], *, what: str = "") -> Any:
     """Return what `package.module:name` or `path/to/file.py:name` stands for.
 
     Args:
         spec: Module or file, a colon, and a name in it.
         fits: Says which objects could have been meant, for a did-you-mean.
+        what: What they are, for messages.
 
     Raises:
         ConfigError: There is no such module or file, or no such name in it.
@@ -111,7 +112,7 @@ def find_object(spec: str, fits: Callable[[Any], bool]) -> Any:
     known = [value.__name__ for value in own if fits(value)]
     near = get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
-    raise ConfigError(f"{location!r} has no {name!r}.", hint)
+    raise ConfigError(f"{location!r} has no {what}{' ' if what else ''}{name!r}.", hint)
 
 
 def _import_module(name: str) -> Any:

@@ -205,7 +205,9 @@ class ExpertSpeaker:
             seed = derive_seed(thread.seed, thread.id)
             begin = partial(self._make_expert, thread.boundary.environment, thread.task, seed)
             thread.expert = await thread.boundary.call("expert", begin)
-        message = await thread.boundary.call("expert", partial(thread.expert.act, tuple(messages)))
+        expert = thread.expert
+        assert expert is not None, "it has begun"
+        message = await thread.boundary.call("expert", partial(expert.act, tuple(messages)))
         if self._renderer is None:
             return _turn(messages, Reply(message))
         completion = _written(self._renderer, message, room)

@@ -211,7 +211,7 @@ class TransformersPolicy:
             attention_layout=layout,
             use_cache=False,
         ).last_hidden_state
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         return logit_rule(self.model)(head(hidden[0, layout.last_B])).float()
 
     def _finish_if_over(self, request: _Request, state: _Session) -> None:

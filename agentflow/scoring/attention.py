@@ -72,7 +72,8 @@ def use_agentflow_attention(model: PreTrainedModel) -> None:
     if model.config._attn_implementation == IMPLEMENTATION:
         return
     architecture = type(model).__name__
-    before, training = model.config._attn_implementation, model.training
+    before: Any = model.config._attn_implementation
+    training = model.training
     model.train(False)
     try:
         hidden, rule = _native(model)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -223,7 +224,7 @@ def sampled_logprobs(
         use_cache=False,
     ).last_hidden_state[0]
     hidden_UD = hidden.index_select(0, batch.prediction_rows.to(device))
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     size = chunk_tokens or max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
     targets_U = batch.target_ids.to(device)
     score = partial(_score, head, rule=logit_rule(model), temperature=temperature)

@@ -224,6 +224,7 @@ class Bare(Environment):
 
     def step(self, action):
         task, self.task = self.task, None
+        assert task is not None
         success = action.content == task.answer
         return (), float(success), True, False, {"reward_terms": {"success": float(success)}, "success": success}
 

@@ -54,12 +54,12 @@ def started_by(start: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None
     return lambda monkeypatch: monkeypatch.setattr(launcher, "subprocess", changed)
 
 
-def in_the_same_session(words: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+def in_the_same_session(words: list[str], **options: Any) -> "subprocess.Popen[Any]":
     """Start a zygote in the session of the host."""
     return subprocess.Popen(words, **{**options, "start_new_session": False})
 
 
-def careless(words: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+def careless(words: list[str], **options: Any) -> "subprocess.Popen[Any]":
     """Pass on every inheritable descriptor."""
     for descriptor in options.pop("pass_fds"):
         os.set_inheritable(descriptor, True)
