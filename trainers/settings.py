@@ -172,6 +172,12 @@ class TrainConfig(Config):
             raise ConfigError(
                 f"{given} needs a policy that samples while the learner learns.", "Set policy.backend=vllm."
             )
+        if not self.algorithm.sampler.draws_ahead:
+            raise ConfigError(
+                f"{given} draws tasks ahead, and algorithm.sampler.kind={self.algorithm.sampler.kind} chooses by what "
+                "earlier iterations yielded.",
+                "Set algorithm.sampler.kind=epoch, or run.max_staleness=0.",
+            )
         slots = [slot for _, slot in self.algorithm.slots()]
         if not any(isinstance(s, Mismatched) or (isinstance(s, Surrogate) and s.correction) for s in slots):
             raise ConfigError(

@@ -17,6 +17,7 @@ from agentflow.maths.units import Floats
 from agentflow.rewards import load_shaping
 from agentflow.trainers.algorithm import Algorithm, check_fit, list_recipes, load_recipe
 from agentflow.trainers.judging import pay_kept
+from agentflow.trainers.settings import TrainConfig
 from agentflow.trainers.slots.base import Tokens
 from agentflow.trainers.slots.records import Now
 from tests.numerics.batches import batch_of, earned_of, judged_of
@@ -301,3 +302,15 @@ def test_potentials_must_fit_the_algorithm() -> None:
     check_fit(load_recipe("flow-grpo"), load_shaping({"preset": "progressive"}), group_size=2)
     with pytest.raises(ConfigError, match="group_size = 1 leaves nothing to compare"):
         check_fit(load_recipe("flow-grpo"), load_shaping({}), group_size=1)
+
+
+def test_tasks_are_drawn_ahead_only_by_samplers_that_remember_nothing_else() -> None:
+    corrected = {"loss": {"clipped": {"correction": {"kind": "tis"}}}}
+    options: dict[str, Any] = {
+        "env": {"name": "websearch"},
+        "policy": {"backend": "vllm"},
+        "run": {"max_staleness": 1},
+    }
+    assert TrainConfig(**options, algorithm=load_recipe("flow-grpo", corrected)).algorithm.sampler.draws_ahead
+    with pytest.raises(ConfigError, match=r"max_staleness = 1 draws tasks ahead.*thompson"):
+        TrainConfig(**options, algorithm=load_recipe("vade", corrected))

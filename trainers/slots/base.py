@@ -59,7 +59,14 @@ class Schedule(Slot):
 
 
 class Sampler(Slot):
-    """Which tasks an iteration attempts, in rounds."""
+    """Which tasks an iteration attempts, in rounds.
+
+    Attributes:
+        draws_ahead: Whether its draws depend on the number of tasks drawn and nothing else, so that they can be made
+            before the iteration that learns from them.
+    """
+
+    draws_ahead: ClassVar[bool] = False
 
     def draw(
         self, pool: Sequence[Task], state: "StateTree", *, want: int, size: int, number: int, found: Found, now: Now

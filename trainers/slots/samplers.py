@@ -23,6 +23,7 @@ class Epoch(Sampler):
     """Pose every task once before any is posed again, in an order shuffled anew for each epoch."""
 
     kind: Literal["epoch"] = "epoch"
+    draws_ahead: ClassVar[bool] = True
     refills: int = Field(
         2, ge=0, description="Extra rounds of an iteration that may replace groups that teach nothing (DAPO)."
     )
