@@ -38,7 +38,7 @@ def train(session: Session) -> None:
             row = session.report(Seen(now, found, {}), update)
             state = session.observed(state, Seen(now, found, row))
             session.log(iteration, row | {"alarm": int(bool(state.alarm["rings"]))})
-            session.keep(state)
+            session.journal.keep(state)
 
 
 def collect(session: Session, algorithm: Algorithm, state: RunState, *, now: Now) -> Found:

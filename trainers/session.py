@@ -19,18 +19,17 @@ from agentflow.roles import PLANNER
 from agentflow.rollout import Collected
 from agentflow.runs import Run
 from agentflow.trainers.algorithm import Algorithm
-from agentflow.trainers.checkpoints import load_checkpoint, save_checkpoint
 from agentflow.trainers.console import Console
 from agentflow.trainers.drift import Drift, DriftWatch, measure_drift
 from agentflow.trainers.engines.base import Engine, Gradient, Update
 from agentflow.trainers.engines.local import LocalEngine
-from agentflow.trainers.evaluate import evaluate, heldout_metrics
+from agentflow.trainers.journal import Journal
 from agentflow.trainers.parts import Assembly
 from agentflow.trainers.reporting import iteration_metrics
 from agentflow.trainers.settings import TrainConfig
 from agentflow.trainers.slots.base import Plan, Sampler
 from agentflow.trainers.slots.records import Draw, Found, Now, Seen
-from agentflow.trainers.sources import Progress, group_source
+from agentflow.trainers.sources import group_source
 from agentflow.trainers.state import RunState
 
 
@@ -42,9 +41,7 @@ class Clock:
 
 
 class Session:
-    """The parts of a run, and what is done with them between the steps of the loop.
-
-    Iterations count from 1; the row of iteration 0 holds the evaluation of the policy that the run starts from.
+    """The parts of a run, and what is done with them between the steps of the loop; iterations count from 1.
 
     Args:
         config: The run.
@@ -61,12 +58,9 @@ class Session:
         self._console = console
         self._pool = load_tasks(assembly.make_environment(), "train")
         self._source = group_source(config, assembly.rollout, self._pool)
-        self._watch = DriftWatch(
-            run,
-            config.mismatch,
-            decode=lambda token: str(assembly.loaded.tokenizer.decode([token])),
-            lags=config.run.max_staleness > 0,
-        )
+        decode = assembly.loaded.tokenizer.decode
+        lags = config.run.max_staleness > 0
+        self._watch = DriftWatch(run, config.mismatch, decode=lambda token: str(decode([token])), lags=lags)
         self.engine: Engine = LocalEngine(
             assembly.loaded.model,
             config.learner,
@@ -74,16 +68,11 @@ class Session:
             temperature=config.policy.temperature,
             with_reference=any(column.weights == "reference" for column in self.algorithm.needs),
         )
-        self._started = time.monotonic()
+        self.journal = Journal(config, assembly, engine=self.engine, run=run, console=console)
 
     def restored(self) -> RunState:
         """Continue from the run's latest checkpoint, or begin."""
-        checkpoint = self._run.latest_checkpoint()
-        if checkpoint is None:
-            return RunState(slots=self.algorithm.initial())
-        stored = load_checkpoint(checkpoint.path, loaded=self._assembly.loaded, engine=self.engine)
-        self._assembly.policy.version = checkpoint.iteration
-        return RunState.from_json(stored)
+        return self.journal.restored(RunState(slots=self.algorithm.initial()))
 
     @contextmanager
     def opened(self, state: RunState) -> Iterator[None]:
@@ -102,7 +91,7 @@ class Session:
         """Yield the iterations that are left, until the run's time is up."""
         for iteration in range(done + 1, self.config.run.iterations + 1):
             yield iteration
-            if self._out_of_time():
+            if self.journal.ended and iteration < self.config.run.iterations:
                 self._console.note(f"stopped after {self.config.run.max_minutes} minutes (run.max_minutes)")
                 return
 
@@ -124,7 +113,11 @@ class Session:
     def play(self, draws: Sequence[Draw], plan: Plan, state: RunState, *, number: int, now: Now) -> Collected:
         """Attempt the tasks of a round."""
         plans = [(draw.task, plan.attempts(draw, state.slots.get("plan", {}), now)) for draw in draws]
-        return self._source.play(plans, label=f"{now.iteration:06d}.{number}", progress=self._progress("rollout"))
+        return self._source.play(
+            plans,
+            label=f"{now.iteration:06d}.{number}",
+            progress=lambda done, total: self._console.progress(done, total, "rollout"),
+        )
 
     def store(self, found: Found, state: RunState) -> None:
         """Write the iteration's groups; end the run at the last whole iteration if nothing can be played any more.
@@ -134,7 +127,7 @@ class Session:
         """
         self._run.write_groups(state.iteration + 1, [each.group for each in found.judged])
         if found.spent:
-            self._keep_unsaved(state)
+            self.journal.keep_unsaved(state)
             raise RunAborted(
                 f"The run stops after {state.iteration} iterations: {found.spent} (in "
                 f"{self._run.path / 'config.yaml'}) and continue with --resume."
@@ -161,7 +154,7 @@ class Session:
         found = measure_drift(batch.trajectories, learner_S, version=version)
         sentence = self._watch.observe(state.iteration + 1, found)
         if sentence:
-            self._keep_unsaved(state)
+            self.journal.keep_unsaved(state)
             raise RunAborted(sentence)
         return found
 
@@ -192,60 +185,7 @@ class Session:
         )
 
     def log(self, iteration: int, row: Mapping[str, Any]) -> None:
-        """Log an iteration's metrics, those of an evaluation among them where one is due."""
-        last = iteration == self.config.run.iterations or (iteration > 0 and self._out_of_time())
-        if last:
+        """Log an iteration's metrics; nothing is collected any more after the last one."""
+        if iteration and self.journal.ends_with(iteration):
             self._source.close()
-        every = self.config.evaluation.every
-        due = last or not iteration or (every and iteration % every == 0)
-        metrics = {"iteration": iteration, **row, **(self._evaluated() if due else {})}
-        metrics |= self._assembly.frozen.metrics()
-        self._run.log(metrics)
-        self._console.iteration(metrics)
-
-    def keep(self, state: RunState) -> None:
-        """Write a checkpoint where one is due, and heed the alarm.
-
-        Raises:
-            RunAborted: The alarm rang and is armed.
-        """
-        last = state.iteration == self.config.run.iterations or self._out_of_time()
-        if last or state.iteration % self.config.run.checkpoint_every == 0:
-            self._checkpoint(state)
-        alarm = state.alarm.get("rings", "")
-        if alarm:
-            self._console.note(alarm)
-            if self.config.rewards.alarm.stop:
-                raise RunAborted(alarm)
-
-    def _evaluated(self) -> dict[str, Any]:
-        config = self.config.evaluation
-        if not config.num_tasks:
-            return {}
-        found, _ = evaluate(
-            self._assembly,
-            num_tasks=config.num_tasks,
-            seed=self.config.run.seed,
-            label="evaluation",
-            progress=self._progress("evaluation"),
-        )
-        self._assembly.policy.forget()
-        return heldout_metrics(found)
-
-    def _keep_unsaved(self, state: RunState) -> None:
-        """Keep what an iteration started from; the first one started from what the configuration says."""
-        latest = self._run.latest_checkpoint()
-        if state.iteration > (latest.iteration if latest else 0):
-            self._checkpoint(state)
-
-    def _checkpoint(self, state: RunState) -> None:
-        keep = self.config.run.keep_checkpoints
-        loaded = self._assembly.loaded
-        save_checkpoint(self._run, state.iteration, loaded=loaded, engine=self.engine, state=state.to_json(), keep=keep)
-
-    def _out_of_time(self) -> bool:
-        limit = self.config.run.max_minutes
-        return limit is not None and time.monotonic() - self._started > 60 * limit
-
-    def _progress(self, phase: str) -> Progress:
-        return lambda done, total: self._console.progress(done, total, phase)
+        self.journal.log(iteration, row)
