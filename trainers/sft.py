@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from agentflow.agents.react import react
+from agentflow.agents.react import ReAct, react
 from agentflow.attempts import Ask
 from agentflow.batch import Batch
 from agentflow.concurrency import run_blocking
@@ -173,7 +173,7 @@ def _setting(config: SftConfig, stage: StageConfig, advice: Mapping[str, Any]) -
     """Return what a stage is examined under: its environment, and the limits that the model will recommend."""
     return TrainConfig(
         env=stage.env,
-        agent=config.agent.model_copy(update=advice["agent"]),
+        agent=ReAct(**{**config.agent.model_dump(), **advice["agent"]}),
         evaluation=EvaluationConfig(**config.evaluation.model_dump()),
         run=RunConfig(seed=config.run.seed, threads=config.run.threads),
     )

@@ -40,7 +40,7 @@ class Epoch(Sampler):
         self, pool: Sequence[Task], state: StateTree, *, want: int, size: int, number: int, found: Found, now: Now
     ) -> Sequence[Draw]:
         """Return the next tasks; see `Sampler.draw`."""
-        missing = want - len(found.kept)
+        missing = want - sum(each.times for each in found.kept)
         if number > self.refills or missing <= 0:
             return ()
         first = state["sampler"]["num_drawn"] + found.num_draws

@@ -40,6 +40,8 @@ class Means(Weights):
     def _repeated(self, weights_S: Floats, batch: Batch) -> Floats:
         """Count each trajectory `times_N` times, the sum of all weights as it was."""
         repeated_S: Floats = weights_S * batch.times_N[batch.trajectory_S]
+        if not repeated_S.any():
+            return repeated_S
         scale = float(weights_S.sum() / repeated_S.sum())
         return np.asarray(repeated_S * scale)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from agentflow.columns import CURRENT, START, START_ENTROPY, Column
 from agentflow.config import Config
 from agentflow.maths.losses import binding
+from agentflow.maths.mismatch import MAX_LOG_RATIO
 from agentflow.maths.ratios import (
     Bound,
     Branch,
@@ -82,7 +83,7 @@ class Ratio(Config):
     def value(self, tokens: Tokens) -> Tensor:
         """Return [S] the ratio of each token."""
         if self.unit == "token":
-            return (tokens[CURRENT] - tokens[START]).exp()
+            return (tokens[CURRENT] - tokens[START]).clamp(max=MAX_LOG_RATIO).exp()
         # Tokens of a unit differ in their share of it, so each must reach all of them.
         units_S = tokens.units[self.unit]
         return unit_log_ratio(tokens[CURRENT], tokens[START], units_S, gradient="shared").exp()
