@@ -88,6 +88,11 @@ class Algorithm(Config):
         found = [slot.needs for _, slot in self.slots() if hasattr(slot, "needs") and slot not in self.loss]
         return frozenset[Column]().union(*found)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether something reads columns of the weights that the run started from."""
+        return any(column.weights == "reference" for column in self.needs | self.needs_before)
+
     def needs_in(self, number: int) -> frozenset[Column]:
         """Return the columns that the loss and the weights of an update read.
 

@@ -66,9 +66,7 @@ class Session:
             config.learner,
             num_updates=config.run.iterations * config.learner.updates_per_iteration,
             temperature=config.policy.temperature,
-            with_reference=any(
-                column.weights == "reference" for column in self.algorithm.needs | self.algorithm.needs_before
-            ),
+            with_reference=self.algorithm.needs_reference,
         )
         self.journal = Journal(config, assembly, engine=self.engine, run=run, console=console)
 
