@@ -146,9 +146,18 @@ class Batch:
         index = np.asarray(members, dtype=np.intp)
         return Batch(tuple(self.earned[i] for i in index), self.group_N[index], self.times_N[index])
 
-    def shares(self, count: int) -> list["Share"]:
-        """Cut the batch into so many parts of whole trajectories, as even as possible; none is empty."""
-        parts = [part.tolist() for part in np.array_split(np.arange(len(self.earned)), count) if part.size]
+    def shares(self, count: int, *, whole_groups: bool = False) -> list["Share"]:
+        """Cut the batch into so many parts, as even as possible; none is empty.
+
+        Args:
+            count: Most parts.
+            whole_groups: Keep the trajectories of a group together, for what compares them within a part.
+        """
+        _, unit_N = (
+            np.unique(self.group_N, return_inverse=True) if whole_groups else (None, np.arange(len(self.earned)))
+        )
+        units = np.array_split(np.arange(unit_N.max(initial=-1) + 1), count)
+        parts = [np.flatnonzero(np.isin(unit_N, part)).tolist() for part in units if part.size]
         batches = [self] if len(parts) == 1 else [self.select(part) for part in parts]
         ends = np.cumsum([batch.turn_S.size for batch in batches]).tolist()
         return [Share(batch, slice(end - batch.turn_S.size, end)) for batch, end in zip(batches, ends, strict=True)]

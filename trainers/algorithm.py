@@ -89,6 +89,11 @@ class Algorithm(Config):
         return frozenset[Column]().union(*found)
 
     @property
+    def compares_in_loss(self) -> bool:
+        """Whether a term of the loss reads whole groups, so that no update may see a part of one."""
+        return any(term.scope == "batch" for term in self.loss)
+
+    @property
     def needs_reference(self) -> bool:
         """Whether something reads columns of the weights that the run started from."""
         return any(column.weights == "reference" for column in self.needs | self.needs_before)
@@ -231,6 +236,19 @@ def slot_options() -> tuple[Option, ...]:
     )
 
 
+def _check_schedules(algorithm: Algorithm) -> None:
+    """Refuse a schedule that leaves the bounds of its option on the way, before the run has begun."""
+    for clock in (0.0, 0.25, 0.5, 0.75, 1.0):
+        try:
+            algorithm.at(Now(progress=clock, success=clock), algorithm.initial())
+        except ValueError as error:
+            reason = str(error).replace("\n", " ")
+            raise ConfigError(
+                f"A schedule of the algorithm leaves the bounds of its option at {clock:g} of the run: {reason}",
+                "Change its start or end.",
+            ) from None
+
+
 def check_fit(algorithm: Algorithm, shaping: ShapingConfig, *, group_size: int) -> None:
     """Check that algorithm, rewards and groups fit each other.
 
@@ -238,6 +256,7 @@ def check_fit(algorithm: Algorithm, shaping: ShapingConfig, *, group_size: int) 
         ConfigError: Potential terms would cancel (trajectory credit) or be discounted otherwise than the returns, or
             groups are too small to be compared in.
     """
+    _check_schedules(algorithm)
     advantages = [slot for _, slot in algorithm.slots() if isinstance(slot, GroupRelative)]
     potentials = [name for name, term in shaping.active_terms.items() if term.potential]
     for path, advantage in ((p, s) for p, s in algorithm.slots() if isinstance(s, GroupRelative)):

@@ -61,7 +61,7 @@ def learn(session: Session, algorithm: Algorithm, found: Found, *, state: RunSta
     with session.updating() as clock:
         before = engine.score(batch, algorithm.needs_before)
         advantages_S = algorithm.advantage(batch, before, state.slots)
-        shares = batch.shares(session.config.learner.updates_per_iteration)
+        shares = batch.shares(session.config.learner.updates_per_iteration, whole_groups=algorithm.compares_in_loss)
         # What later shares start from is scored before the weights change; the first meets it when differentiated.
         needs = [algorithm.needs_in(number) - before.keys() for number in range(len(shares))]
         known = [{**part(before, s.span), **engine.score(s.batch, n)} for s, n in zip(shares, needs, strict=True)]

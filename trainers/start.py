@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from agentflow.config import validate_options
-from agentflow.environment import load_tasks
+from agentflow.environment import Environment, load_tasks
+from agentflow.errors import ConfigError
 from agentflow.runs import Run, StoredRun
 from agentflow.trainers import loop
 from agentflow.trainers.agent_card import agent_card
@@ -59,6 +60,12 @@ def assembled(config: TrainConfig) -> Assembly:
     assembly = assemble(config)
     environment = assembly.make_environment()
     config.rewards.validate_terms([*environment.reward_terms, "well_formed"])
+    plan = config.algorithm.plan
+    if plan.needs_hints and type(environment).hint is Environment.hint:
+        raise ConfigError(
+            f"algorithm.plan.kind={plan.kind} asks for hints, and {type(environment).__name__} gives none.",
+            "Define `hint(self, task, level)` in the environment, or choose another plan.",
+        )
     load_tasks(environment, "train")
     if config.evaluation.num_tasks:
         load_tasks(environment, "heldout")
@@ -94,6 +101,10 @@ def resume(path: Path, console: Console, *, accept_changes: bool = False) -> Pat
 
 def _check_resumable(run: StoredRun) -> None:
     """Refuse a run of another version before anything of it is rewound."""
+    if "stages" in run.config:
+        raise ConfigError(
+            f"{run.path} is a run of imitation, which starts over.", f"Train from it: --model {run.path}."
+        )
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         check_format(json.loads((checkpoint.path / "state.json").read_text(encoding="utf-8")))

@@ -27,6 +27,10 @@ class Words(ToolEnvironment):
         start = 0 if split == "train" else 1000
         return [Task(f"{split}-{i}", f"say {WORDS[i % 4]} {start + i}", WORDS[i % 4]) for i in range(64)]
 
+    def hint(self, task: Task, level: int) -> str:
+        """Say the colour outright at the highest level only."""
+        return f"it is {task.answer}" if level > 1 else "it is a colour"
+
     @tool
     def look(self, at: str) -> str:
         """Look at something.

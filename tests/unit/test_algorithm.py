@@ -314,3 +314,20 @@ def test_tasks_are_drawn_ahead_only_by_samplers_that_remember_nothing_else() -> 
     assert TrainConfig(**options, algorithm=load_recipe("flow-grpo", corrected)).algorithm.sampler.draws_ahead
     with pytest.raises(ConfigError, match=r"max_staleness = 1 draws tasks ahead.*thompson"):
         TrainConfig(**options, algorithm=load_recipe("vade", corrected))
+
+
+def test_updates_keep_groups_whole_where_the_loss_compares_within_them() -> None:
+    batch = lay_out([group(1, 0, 0), group(0, 1, 1), group(1, 1, 0)])
+    torn = [share.batch.group_N.tolist() for share in batch.shares(2)]
+    whole = [share.batch.group_N.tolist() for share in batch.shares(2, whole_groups=True)]
+    assert torn == [[0, 0, 0, 1, 1], [1, 2, 2, 2]]
+    assert whole == [[0, 0, 0, 1, 1, 1], [2, 2, 2]]
+    assert load_recipe("disco").compares_in_loss and not load_recipe("flow-grpo").compares_in_loss
+    spans = [share.span for share in batch.shares(5, whole_groups=True)]
+    assert [span.stop - span.start for span in spans] == [16, 16, 16] and spans[-1].stop == batch.turn_S.size
+
+
+def test_a_schedule_that_leaves_its_bounds_is_refused_before_the_run() -> None:
+    ramp = {"kind": "ramp", "start": 0.2, "end": 1.5}
+    with pytest.raises(ConfigError, match=r"leaves the bounds of its option at 0\.75"):
+        check_fit(load_recipe("flow-grpo", {"loss": {"clipped": {"low": ramp}}}), load_shaping({}), group_size=4)

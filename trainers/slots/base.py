@@ -86,7 +86,13 @@ class Sampler(Slot):
 
 
 class Plan(Slot):
-    """How a task's attempts are made."""
+    """How a task's attempts are made.
+
+    Attributes:
+        needs_hints: Whether it asks for the environment's hints (`Environment.hint`).
+    """
+
+    needs_hints: ClassVar[bool] = False
 
     def attempts(self, draw: Draw, state: State, now: Now) -> Attempts:
         """Return a generator that asks for attempts; see `agentflow.attempts`.

@@ -1,7 +1,7 @@
 """Plans: how the attempts at a task are made."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class Sage(Plan):
     """
 
     kind: Literal["sage"] = "sage"
+    needs_hints: ClassVar[bool] = True
     levels: int = Field(3, ge=1, description="The strongest hint; each level that is needed plays the group once more.")
 
     def attempts(self, draw: Draw, state: State, now: Now) -> Attempts:
