@@ -138,7 +138,8 @@ def _worst(abs_S: Floats, owner_S: NDArray[np.intp]) -> int:
     """Return the trajectory with the largest mean; one with a number that is not finite is worse than any other."""
     counts_N = np.bincount(owner_S)
     means_N = np.bincount(owner_S, weights=np.nan_to_num(abs_S, nan=np.inf)) / np.maximum(counts_N, 1)
-    return int(means_N.argmax())
+    # Where no number differs at all, the first trajectory may be one without a number.
+    return int(np.where(counts_N > 0, means_N, -1.0).argmax())
 
 
 class DriftWatch:

@@ -71,6 +71,13 @@ def test_other_weights_count_apart_and_are_never_the_worst() -> None:
     }
 
 
+def test_a_batch_that_begins_with_older_weights_and_does_not_differ_has_a_worst_trajectory_too() -> None:
+    batch = [trajectory("old", (-1.0,), version=2), trajectory("new", (-1.0,), version=3)]
+    found = measure_drift(batch, np.array([-1.5, -1.0]), version=3)
+    assert found.max_abs == 0.0
+    assert found.worst is not None and found.worst.trajectory.id == "new"
+
+
 def test_the_alarm_has_a_limit_of_its_own_for_tokens_of_older_weights(run: Run) -> None:
     batch = [trajectory("old", (-1.0,), version=2)]
     assert watch(run).observe(4, measure_drift(batch, np.array([-1.9]), version=3)) == ""
