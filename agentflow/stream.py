@@ -1,6 +1,6 @@
 """Groups collected while the learner learns: nobody waits for the slowest episode, and nothing grows too old.
 
-    stream.take(16, version=7)  ->  the first 16 groups to be complete whose weights are at most `max_staleness` old
+    stream.take(16)  ->  the first 16 groups to be complete whose weights are at most `max_staleness` old
 
 Groups are numbered in the order in which they are begun. At most `capacity` of them are under way or waiting to be
 taken, which keeps sampling from running away from learning. A group's staleness is the number of versions, one for each

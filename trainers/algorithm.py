@@ -257,9 +257,9 @@ def check_fit(algorithm: Algorithm, shaping: ShapingConfig, *, group_size: int) 
             groups are too small to be compared in.
     """
     _check_schedules(algorithm)
-    advantages = [slot for _, slot in algorithm.slots() if isinstance(slot, GroupRelative)]
+    advantages = {path: slot for path, slot in algorithm.slots() if isinstance(slot, GroupRelative)}
     potentials = [name for name, term in shaping.active_terms.items() if term.potential]
-    for path, advantage in ((p, s) for p, s in algorithm.slots() if isinstance(s, GroupRelative)):
+    for path, advantage in advantages.items():
         if potentials and advantage.credit == "trajectory":
             raise ConfigError(
                 f"The potential {potentials[0]!r} cancels when every turn is credited with the whole return.",
@@ -271,7 +271,7 @@ def check_fit(algorithm: Algorithm, shaping: ShapingConfig, *, group_size: int) 
                 f"algorithm.{path}.gamma={advantage.gamma}.",
                 "Set both to the same value: otherwise the potentials change the optimal policy.",
             )
-    compares = [each for each in advantages if each.baseline != "none"] or algorithm.keep
+    compares = [each for each in advantages.values() if each.baseline != "none"] or algorithm.keep
     if group_size < 2 and compares:
         raise ConfigError(
             f"run.group_size = {group_size} leaves nothing to compare a trajectory with.",

@@ -6,7 +6,7 @@ What it must remember of the run it keeps in the state tree: `initial` makes its
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -38,13 +38,6 @@ class Slot(Config):
     def observe(self, state: State, seen: Seen) -> State:
         """Return what it remembers after an iteration, from what it remembered before; both are JSON values."""
         return state
-
-    def parts(self) -> Iterator[tuple[str, "Slot"]]:
-        """Yield the slots within this one by the name of their field."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            members = enumerate(value) if isinstance(value, tuple) else [("", value)]
-            yield from ((f"{name}{f'.{i}' if i != '' else ''}", each) for i, each in members if isinstance(each, Slot))
 
 
 class Schedule(Slot):

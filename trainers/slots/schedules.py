@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from agentflow.maths.schedules import ramp
 from agentflow.trainers.slots.base import Schedule
 from agentflow.trainers.slots.records import Now, State
 
@@ -30,8 +31,7 @@ class Ramp(Schedule):
     def at(self, now: Now, state: State) -> float:
         """Return the number of now."""
         clock = now.progress if self.by == "progress" else now.success
-        done = float(clock >= self.begin) if self.over == 0 else min(1.0, max(0.0, (clock - self.begin) / self.over))
-        return self.start + (self.end - self.start) * done
+        return ramp(clock, start=self.start, end=self.end, begin=self.begin, over=self.over)
 
 
 TABLE: Mapping[str, type[Schedule]] = {"ramp": Ramp}
